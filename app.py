@@ -1,0 +1,44 @@
+"""Entry point: the page, and the API beside it, on one port.
+
+A Space runs `python app.py`; so may you. Where no engine is set (MODEL_URL, MODELS), this process replaces itself
+by start.sh, which boots one and runs this file again. `gradio app.py` reloads the page on every change.
+"""
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def boot_with_start_script() -> None:
+    """Become start.sh. Through bash, since upload tools lose the run bit."""
+    os.environ["PYTHON"] = sys.executable  # the interpreter that a Space installed the requirements for
+    os.execvp("bash", ["bash", str(HERE / "start.sh"), *sys.argv[1:]])
+
+
+IS_MAIN = __name__ == "__main__"
+if IS_MAIN and not all(map(find_spec, ("gradio", "requests", "pydantic_settings"))):
+    boot_with_start_script()  # it installs what is missing
+
+from vllm_space import errors, settings  # noqa: E402
+
+try:
+    config = settings.load(sys.argv[1:] if IS_MAIN else [])
+except errors.SettingsError as error:
+    print(*(f"ERROR: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
+    sys.exit(2)
+
+from vllm_space import preflight  # noqa: E402
+
+if IS_MAIN and not config.servers and not preflight.no_gpu(config):
+    boot_with_start_script()
+
+from vllm_space import server, ui  # noqa: E402  (Gradio takes seconds to import)
+
+catalog = server.catalog(config)
+demo = ui.build(config, catalog)
+
+if IS_MAIN:
+    server.serve(demo, config, catalog)

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Boots the vLLM api_server in the background, waits until it is ready, runs the page (app.py), supervises both.
+#
+#   ./start.sh [--host H] [--port P] [--model-url URL] [--share]
+#
+# Everything else is an environment variable: see the table in README.md.
+set -euo pipefail
+
+# -- 1. Where things are ---------------------------------------------------------------------------------------
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+RUN_DIR=$(mktemp -d "${TMPDIR:-/tmp}/vllm-space.XXXXXX") # the engine's log and status, for as long as it runs
+source "$ROOT/vllm_space/environment.sh"
+
+# -- 2. Whatever ends this script ends everything it started -----------------------------------------------------
+set -m # every background job is a process group of its own, which one signal ends whole
+clean_up() {
+  local code=$? job tries
+  trap '' TERM INT HUP
+  for job in $(jobs -p); do kill -TERM -- "-$job" 2>/dev/null || true; done
+  for tries in {1..80}; do # the engine stops its workers within 5 s
+    [ -n "$(jobs -pr)" ] || break
+    sleep 0.1
+  done
+  for job in $(jobs -pr); do kill -KILL -- "-$job" 2>/dev/null || true; done
+  rm -rf "$RUN_DIR"
+  exec 2>/dev/null # bash would now list the jobs that it ended
+  exit "$code"
+}
+trap clean_up EXIT
+trap 'exit 143' TERM
+trap 'exit 130' INT HUP
+
+# -- 3. A Python environment: the active one if it has what is needed, else one of our own -----------------------
+setting() { # the value of a variable, from the environment or from .env
+  local line="${!1:-}"
+  [ -n "$line" ] || line=$(sed -nE "s/^(export )?$1=['\"]?([^'\"]*).*/\2/p" "$ROOT/.env" 2>/dev/null | tail -n 1)
+  echo "$line"
+}
+engine_elsewhere() { # is a running server to be used, so that no vLLM is needed here?
+  [ -n "$(setting MODEL_URL)$(setting MODELS)" ] || [[ " $* " == *" --model-url"* ]]
+}
+gpu_here() {
+  [ "$(setting ENGINE_DEVICE)" != cpu ] && command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1
+}
+page_modules="gradio pydantic_settings requests huggingface_hub"
+if engine_elsewhere "$@"; then
+  grep -v '^vllm' "$ROOT/requirements.txt" >"$RUN_DIR/requirements-page.txt"
+  choose_environment page "$page_modules" "$RUN_DIR/requirements-page.txt"
+elif gpu_here; then
+  choose_environment gpu "vllm $page_modules" "$ROOT/requirements.txt"
+else
+  choose_environment cpu "vllm $page_modules" "$ROOT/requirements-cpu.txt"
+fi
+
+# -- 4. Are the settings right, and can this machine do it? ------------------------------------------------------
+"$PYTHON" -m vllm_space.preflight "$RUN_DIR/plan" "$@"
+[ -s "$RUN_DIR/plan" ] || exit 0 # --help
+read -r plan engine_url <"$RUN_DIR/plan"
+fill_environment
+
+# -- 5. vLLM in the background -----------------------------------------------------------------------------------
+if [ "$plan" = boot ]; then
+  # A key made for this start keeps everyone else on this machine away from the engine.
+  MODEL_API_KEY=$(head -c 32 /dev/urandom | base64 | tr -dc 'A-Za-z0-9')
+  export MODEL_API_KEY ENGINE_RUN_DIR="$RUN_DIR"
+  "$PYTHON" -m vllm_space.engine </dev/null &
+  export MODEL_URL="$engine_url"
+fi
+
+# -- 6. The page, which gets ready meanwhile and opens its port when vLLM is ready --------------------------------
+env -u HF_TOKEN "$PYTHON" "$ROOT/app.py" "$@" </dev/null &
+
+# -- 7. Both run until one of them ends: that one's exit code is ours --------------------------------------------
+code=0
+wait -n || code=$?
+exit "$code"

@@ -1,0 +1,170 @@
+"""The doors of the page: passwords and "Sign in with Hugging Face", in front of every path of the app.
+
+What is open without either: /healthz, /v1 (which has keys of its own, see api.py) and the login itself.
+Knows nothing of the page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import html
+import json
+from string import Template
+
+from itsdangerous import BadSignature, URLSafeTimedSerializer
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from vllm_space.hardware import Space
+from vllm_space.settings import Settings
+
+COOKIE = "vllm_space_login"
+STAYS_SIGNED_IN = 30 * 24 * 3600  # seconds
+
+# Paths that need no login. Gradio calls the last one on itself when it starts.
+OPEN = ("/healthz", "/login", "/logout", "/login/huggingface", "/login/callback", "/gradio_api/startup-events")
+
+
+class Guard:
+    """Who may come in."""
+
+    def __init__(self, config: Settings, space: Space | None):
+        self.config = config
+        self.space = space
+        self.logins = config.logins
+        self.closed = bool(self.logins or config.oauth_allowed)
+        # The key is made of the passwords: logins survive a restart, and end when a password changes.
+        key = hashlib.sha256(json.dumps(sorted(self.logins.items())).encode()).hexdigest()
+        self.signer = URLSafeTimedSerializer(key, salt=COOKIE)
+
+    def user(self, request: Request) -> str | None:
+        """The signed-in visitor's name, or None."""
+        try:
+            name = self.signer.loads(request.cookies.get(COOKIE, ""), max_age=STAYS_SIGNED_IN)
+        except BadSignature:
+            name = None
+        if name in self.logins:
+            return name
+        return self._hugging_face_user(request)
+
+    def _hugging_face_user(self, request: Request) -> str | None:
+        if not self.config.oauth_allowed or "session" not in request.scope:
+            return None
+        profile = (request.session.get("oauth_info") or {}).get("userinfo") or {}
+        name = profile.get("preferred_username")
+        groups = {name, *(org.get("preferred_username") or org.get("name") for org in profile.get("orgs") or [])}
+        allowed = set(self.config.oauth_allowed)
+        return name if name and ("*" in allowed or groups & allowed) else None
+
+    def routes(self) -> list[Route]:
+        """The login form; Gradio's own handles "Sign in with Hugging Face"."""
+        if not self.closed:
+            return []
+        return [Route("/login", self.login, methods=["GET", "POST"])]
+
+    async def login(self, request: Request) -> Response:
+        """Show the form, or check a name and a password (form fields, as Gradio's client sends them)."""
+        if request.method == "GET":
+            return self.page()
+        form = await request.form()
+        name, password = str(form.get("username", "")).strip(), str(form.get("password", ""))
+        browser = "text/html" in request.headers.get("accept", "")
+        if not self._matches(name, password):
+            message = "This name and password do not match."
+            return self.page(message) if browser else JSONResponse({"detail": message}, 400)
+        root = request.scope.get("root_path", "") + "/"
+        response = RedirectResponse(root, 303) if browser else JSONResponse({"success": True})
+        token = self.signer.dumps(name)
+        # Two cookies' worth of one: in a frame of another site only a Secure one is kept, on plain http only the other.
+        secure = request.headers.get("x-forwarded-proto", request.url.scheme) == "https"
+        response.set_cookie(
+            COOKIE, token, STAYS_SIGNED_IN, httponly=True, secure=secure, samesite="none" if secure else "lax"
+        )
+        return response
+
+    def _matches(self, name: str, password: str) -> bool:
+        """Whether that is one of the logins, in a time that tells nothing of either."""
+        found = False
+        for known_name, known_password in self.logins.items():
+            same_name = hmac.compare_digest(_digest(known_name), _digest(name))
+            same_password = hmac.compare_digest(_digest(known_password), _digest(password))
+            found |= same_name and same_password
+        return found
+
+    def page(self, message: str = "", status: int = 200) -> HTMLResponse:
+        """The login page, which needs no other file."""
+        form = LOGIN_FORM if self.logins else ""
+        hugging_face = HUGGING_FACE_BUTTON if self.config.oauth_allowed else ""
+        direct = ""
+        if self.space and self.space.host:
+            address = f"https://{self.space.host.split(',')[0]}"
+            direct = f'<p>Nothing happens? Your browser may block cookies in frames: <a href="{html.escape(address)}" '
+            direct += f'target="_blank" rel="noopener">open {html.escape(address)}</a>.</p>'
+        return HTMLResponse(
+            LOGIN_PAGE.substitute(
+                title=html.escape(self.config.app_title),
+                message=f'<p role="alert">{html.escape(message)}</p>' if message else "",
+                form=form, hugging_face=hugging_face, direct=direct,
+            ),
+            status,
+        )  # fmt: skip
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "replace")).digest()
+
+
+class GuardMiddleware:
+    """ASGI: without a login nothing passes but the open paths and /v1, whatever Gradio would answer."""
+
+    def __init__(self, app: ASGIApp, guard: Guard):
+        self.app = app
+        self.guard = guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or not self.guard.closed or self._open(scope["path"]):
+            return await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close", "code": 1008})
+        request = Request(scope)
+        if self.guard.user(request):
+            return await self.app(scope, receive, send)
+        if scope["path"] == "/" and scope["method"] in ("GET", "HEAD"):
+            response: Response = self.guard.page()
+        else:
+            response = JSONResponse({"detail": "Not signed in: open the page and sign in first."}, 401)
+        return await response(scope, receive, send)
+
+    @staticmethod
+    def _open(path: str) -> bool:
+        return path in OPEN or path == "/v1" or path.startswith("/v1/")
+
+
+LOGIN_FORM = """
+<form method="post" action="login">
+<label>User name <input name="username" autocomplete="username" required autofocus></label>
+<label>Password <input name="password" type="password" autocomplete="current-password" required></label>
+<button>Sign in</button>
+</form>"""
+
+HUGGING_FACE_BUTTON = '<a class="button" href="login/huggingface">Sign in with Hugging Face</a>'
+
+LOGIN_PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title><style>
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; display: grid; place-items: center; min-height: 100dvh; margin: 0; }
+main { width: min(20rem, 100vw - 2rem); }
+h1 { font-size: 1.5rem; margin: 0 0 1rem; }
+label { display: block; margin: 0 0 1rem; }
+input, button, .button { box-sizing: border-box; width: 100%; font: inherit; padding: .6rem .75rem; border-radius: .5rem; }
+input { border: 1px solid #8888; margin-top: .25rem; }
+button, .button { border: 0; background: #c2410c; color: #fff; cursor: pointer; display: block; text-align: center;
+  text-decoration: none; margin-bottom: 1rem; font-weight: 600; }
+[role=alert] { color: #dc2626; }
+p { font-size: .875rem; }
+</style></head><body><main><h1>$title</h1>$message$form$hugging_face$direct</main></body></html>
+""")

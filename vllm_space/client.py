@@ -1,0 +1,302 @@
+"""A prompt or messages -> a stream of text, over HTTP with `requests`.
+
+Speaks the OpenAI protocol of the vLLM api_server and the legacy `POST /generate`; which one a server
+speaks is found by asking it. Knows nothing of Gradio.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+
+from vllm_space import errors
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT = 5  # seconds
+READ_SIZE = 65536  # bytes; an upper bound: what has arrived is handed on at once
+
+Message = dict[str, Any]  # {"role": "system" | "user" | "assistant", "content": str}
+
+
+@dataclass(frozen=True)
+class Server:
+    """One running engine. `url` is its root, without /v1."""
+
+    url: str
+    label: str = ""
+    api_key: str | None = field(default=None, repr=False)
+    timeout: float = 300  # seconds to wait for the next piece of an answer
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model that a server offers. `protocol` is how that server is spoken to."""
+
+    server: Server
+    name: str
+    protocol: str = "openai"  # or "generate"
+    context_length: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The name to show and to choose by, unique over all servers."""
+        return f"{self.name} ({self.server.label})" if self.server.label else self.name
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What arrived together: new text, new thinking, and at the end the reason it ended and the token counts."""
+
+    text: str = ""
+    reasoning: str = ""
+    finish_reason: str | None = None
+    usage: dict[str, Any] | None = None
+
+
+def server(address: str, *, label: str = "", api_key: str | None = None, timeout: float = 300) -> Server:
+    """A Server from an address in any of its forms: the root, with /v1, or with /generate."""
+    url = address.strip().rstrip("/")
+    for ending in ("/v1", "/generate"):
+        url = url.removesuffix(ending)
+    return Server(url, label, api_key, timeout)
+
+
+def models(server: Server) -> list[Model]:
+    """Ask a server which models it offers.
+
+    A server without /v1/models but with /health is taken for vLLM's legacy one, which names no model.
+    Raises ModelError if it cannot be reached or refuses.
+    """
+    with _session(server) as session:
+        answer = session.get(f"{server.url}/v1/models", timeout=(CONNECT_TIMEOUT, 10))
+        if answer.status_code == 404:
+            return [Model(server, server.label or "vLLM (legacy server)", "generate")]
+        _check(answer)
+        return [
+            Model(server, model["id"], context_length=model.get("max_model_len")) for model in answer.json()["data"]
+        ]
+
+
+def chat(model: Model, messages: list[Message], sampling: dict[str, Any]) -> Iterator[Piece]:
+    """Stream the answer to a conversation.
+
+    `sampling` holds the fields of the request (max_tokens, temperature, ...) that are set; the others are
+    not sent, so the model's own defaults hold. Raises ModelError. Closing the generator closes the
+    connection, at which the engine stops generating.
+    """
+    if model.protocol == "generate":
+        return _generate(model, transcript(messages), sampling, stop_at="\nUser:")
+    body = {"model": model.name, "messages": messages, **sampling, **_STREAM}
+    return _openai(model, "/v1/chat/completions", body)
+
+
+def complete(model: Model, prompt: str, sampling: dict[str, Any]) -> Iterator[Piece]:
+    """Stream the continuation of a text. Otherwise as `chat`."""
+    if model.protocol == "generate":
+        return _generate(model, prompt, sampling)
+    return _openai(model, "/v1/completions", {"model": model.name, "prompt": prompt, **sampling, **_STREAM})
+
+
+def transcript(messages: list[Message]) -> str:
+    """A conversation as plain text, for a server that has no chat template; it ends where the answer goes."""
+    names = {"system": "System", "user": "User", "assistant": "Assistant"}
+    lines = [f"{names[message['role']]}: {message['content']}" for message in messages]
+    if not messages or messages[-1]["role"] != "assistant":
+        lines.append("Assistant:")
+    return "\n".join(lines)
+
+
+# -- the OpenAI protocol: server-sent events ---------------------------------------------------------------
+
+_STREAM = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+def _openai(model: Model, path: str, body: dict[str, Any]) -> Iterator[Piece]:
+    finished = False
+    for line in _lines(model.server, path, body, b"\n"):
+        if not line.startswith(b"data:"):
+            continue  # a blank line between events, or a keep-alive comment
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            return
+        piece = _piece(_decode(data))
+        finished = finished or piece.finish_reason is not None
+        yield piece
+    if not finished:  # some servers leave out [DONE]; none leaves out the finish reason
+        raise errors.cut_off()
+
+
+def _piece(event: dict[str, Any]) -> Piece:
+    if "error" in event:  # vLLM reports a failure in mid-stream as an event
+        raise errors.from_response(event["error"].get("code") or 500, event)
+    usage = event.get("usage")
+    if not event.get("choices"):
+        return Piece(usage=usage)
+    choice = event["choices"][0]
+    delta = choice.get("delta")
+    if delta is None:  # /v1/completions
+        return Piece(choice.get("text") or "", "", choice.get("finish_reason"), usage)
+    reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
+    return Piece(delta.get("content") or "", reasoning, choice.get("finish_reason"), usage)
+
+
+# -- the legacy protocol: lines of JSON, each with the prompt and everything so far ---------------------------
+
+
+def _generate(model: Model, prompt: str, sampling: dict[str, Any], stop_at: str | None = None) -> Iterator[Piece]:
+    body = {"prompt": prompt, "stream": True, **sampling}
+    if stop_at:  # without a chat template the model would go on to write the user's next turn
+        body["stop"] = [*body.get("stop", []), stop_at]
+    sent, seen = 0, False
+    for line in _lines(model.server, "/generate", body, b"\0\n"):
+        texts = _decode(line).get("text")
+        if not isinstance(texts, list) or not texts or not isinstance(texts[0], str):
+            raise errors.malformed()
+        # The prompt is echoed in front. A tokenizer may not give back its exact spelling; its length is the best guess.
+        text = texts[0][len(prompt) :]
+        seen = True
+        # A character whose bytes are still incomplete shows as U+FFFD until the next token completes it.
+        text = text.removesuffix("\ufffd")
+        yield Piece(text[sent:])
+        sent = max(sent, len(text))
+    if not seen:
+        raise errors.cut_off()
+    yield Piece(finish_reason="stop")
+
+
+# -- HTTP ------------------------------------------------------------------------------------------------
+
+
+def _lines(server: Server, path: str, body: dict[str, Any], separators: bytes) -> Iterator[bytes]:
+    """POST and yield the answer's lines as they arrive, without the blank ones."""
+    table = bytes.maketrans(separators, b"\n" * len(separators))
+    timeout = (CONNECT_TIMEOUT, server.timeout)
+    with (
+        _session(server) as session,
+        session.post(server.url + path, json=body, stream=True, timeout=timeout) as answer,
+    ):
+        _check(answer)
+        rest = b""
+        # read1 returns what one read of the socket gave; requests' iter_lines would wait for a full buffer.
+        while data := answer.raw.read1(READ_SIZE, decode_content=True):
+            *lines, rest = (rest + data.translate(table)).split(b"\n")
+            yield from filter(None, lines)
+        if rest:
+            yield rest
+
+
+def _decode(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+        if isinstance(value, dict):
+            return value
+    except ValueError:
+        pass
+    log.error("the engine sent a line that is not JSON: %r", line[:500])
+    raise errors.malformed()
+
+
+def _check(answer: requests.Response) -> None:
+    """Raise the ModelError that a refusal stands for."""
+    if answer.ok:
+        return
+    try:
+        body = answer.json()
+    except ValueError:
+        body = answer.text
+    log.error("the engine answered %s: %s", answer.status_code, str(body)[:500])
+    raise errors.from_response(answer.status_code, body)
+
+
+@contextmanager
+def _session(server: Server) -> Iterator[requests.Session]:
+    """A session with `server` in which every way a connection can fail becomes its ModelError."""
+    with requests.Session() as session:
+        # No proxy and no .netrc between this page and an engine on the same machine.
+        session.trust_env = urlsplit(server.url).hostname not in ("127.0.0.1", "localhost", "::1")
+        session.headers.update(server.headers)
+        try:
+            yield session
+        except requests.exceptions.ConnectTimeout:
+            raise errors.unreachable(server.label) from None
+        except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError):
+            raise errors.timed_out(server.timeout) from None
+        except (urllib3.exceptions.HTTPError, requests.exceptions.ChunkedEncodingError) as error:
+            log.error("the engine's stream broke off: %s", error)
+            raise errors.cut_off() from None
+        except requests.exceptions.RequestException as error:
+            log.error("the engine cannot be reached: %s", type(error).__name__)
+            raise errors.unreachable(server.label) from None
+
+
+# -- which models there are ------------------------------------------------------------------------------------
+
+
+class Catalog:
+    """The models of all servers, asked for again when the answer is older than `FRESH` seconds."""
+
+    FRESH = 5.0
+
+    def __init__(self, servers: list[Server]):
+        self.servers = servers
+        self._lock = threading.Lock()
+        self._asked = -self.FRESH
+        self._models: list[Model] = []
+        self._errors: dict[str, str] = {}
+
+    def models(self) -> list[Model]:
+        """Every model of every server that answers. Those of one that does not are left out: see `problems`."""
+        self._refresh()
+        return self._models
+
+    def problems(self) -> dict[str, str]:
+        """Label of each server that does not answer -> why, as a sentence."""
+        self._refresh()
+        return self._errors
+
+    def find(self, label: str | None = None) -> Model:
+        """The model of that label (or name); without one, the first. Raises ModelError where there is none."""
+        found = self.models()
+        for model in found:
+            if not label or label in (model.label, model.name):
+                return model
+        if found:
+            raise errors.Refused(f"There is no model {label!r} here. There is: {', '.join(m.label for m in found)}.")
+        raise errors.Unreachable(next(iter(self._errors.values()), "No model server is set up."))
+
+    def _refresh(self) -> None:
+        with self._lock:
+            if time.monotonic() - self._asked < self.FRESH and self._models and not self._errors:
+                return
+            found: list[Model] = []
+            failed: dict[str, str] = {}
+            with ThreadPoolExecutor(max_workers=max(1, len(self.servers))) as pool:
+                for one, answer in zip(self.servers, pool.map(_models_or_error, self.servers), strict=True):
+                    if isinstance(answer, list):
+                        found += answer
+                    else:
+                        failed[one.label] = str(answer)
+            self._models, self._errors, self._asked = found, failed, time.monotonic()
+
+
+def _models_or_error(server: Server) -> list[Model] | errors.ModelError:
+    try:
+        return models(server)
+    except errors.ModelError as error:
+        return error

@@ -1,0 +1,339 @@
+"""The vLLM api_server as a process: its command line, start, wait, restart, stop, and why it died.
+
+Run by start.sh as `python -m vllm_space.engine`. It writes what it is doing to the log and to
+`status.json` in ENGINE_RUN_DIR, which the page reads. Knows nothing of Gradio.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO
+
+import requests
+
+from vllm_space import errors, hardware, preflight, settings
+from vllm_space.settings import Settings
+
+HOST = "127.0.0.1"
+NO_PROXY = {"http": "", "https": ""}  # a proxy of the owner's must not stand before loopback
+POLL = 0.2  # seconds between two looks at a starting engine
+PROGRESS_EVERY = 5  # seconds between two lines of progress
+HEALTH_EVERY = 5  # seconds between two health checks of a running engine
+HUNG_AFTER = 60  # seconds without health after which a live process counts as dead
+STOP_GRACE = 5  # seconds between asking the engine to stop and killing it
+STEADY_AFTER = 600  # seconds of service after which earlier deaths are forgotten
+PAUSES = (1, 5, 20, 60)  # seconds before the first, second, ... restart in a row
+STATUS_FILE = "status.json"
+LOG_FILE = "engine.log"
+
+
+# -- what to run -------------------------------------------------------------------------------------------
+
+
+def model_id(config: Settings, gpus: list[hardware.Gpu]) -> str:
+    """The model to serve: the owner's, else one that fits a T4, else the embedded demo model."""
+    if config.model_id:
+        return config.model_id
+    on_gpu = gpus and config.engine_device != "cpu"
+    return settings.DEFAULT_GPU_MODEL if on_gpu else str(settings.DEMO_MODEL)
+
+
+def served_model_name(model: str) -> str:
+    """The name under which the API knows a model: a local folder shows its own name only, never the path."""
+    if Path(model) == settings.DEMO_MODEL:
+        return settings.DEMO_MODEL_NAME
+    return Path(model).resolve().name if Path(model).exists() else model
+
+
+def command(config: Settings, gpus: list[hardware.Gpu]) -> list[str]:
+    """The engine's command line. No secret is in it: other users of the machine can read it."""
+    model = model_id(config, gpus)
+    on_gpu = bool(gpus) and config.engine_device != "cpu"
+    dtype = config.dtype
+    if dtype is None and on_gpu and min(gpu.compute_capability for gpu in gpus) < 8:
+        dtype = "half"  # before Ampere there is no bfloat16
+    flags: dict[str, object] = {
+        "--model": model,
+        "--host": HOST,
+        "--port": config.engine_port,
+        "--served-model-name": served_model_name(model),
+        "--revision": config.model_revision if config.model_revision != "main" else None,
+        "--dtype": dtype,
+        "--quantization": config.quantization,
+        "--max-model-len": config.max_model_len or -1,  # -1 fits the context to the memory
+        "--gpu-memory-utilization": config.gpu_memory_utilization,
+        "--tensor-parallel-size": config.tensor_parallel_size or (_power_of_two(len(gpus)) if on_gpu else None),
+        "--trust-remote-code": config.trust_remote_code,
+        "--enforce-eager": not on_gpu,
+    }
+    if config.engine_module.endswith("openai.api_server"):  # the legacy server knows none of these
+        flags |= {
+            "--reasoning-parser": config.reasoning_parser,
+            "--tool-call-parser": config.tool_call_parser,
+            "--enable-auto-tool-choice": bool(config.tool_call_parser),
+            "--disable-uvicorn-access-log": True,
+        }
+    line = [sys.executable, "-m", config.engine_module]
+    for flag, value in flags.items():
+        if value is True:
+            line.append(flag)
+        elif value is not None and value is not False:
+            line += [flag, str(value)]
+    return line + list(config.engine_args)  # last, so that they win
+
+
+def environment(config: Settings, gpus: list[hardware.Gpu]) -> dict[str, str]:
+    """The engine's environment: this one's, and what it lacks. The owner's own values win."""
+    extra = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
+    if not hardware.has_nvcc():
+        extra["VLLM_USE_FLASHINFER_SAMPLER"] = "0"  # it compiles with nvcc at start: vLLM issue 49497
+    if not gpus or config.engine_device == "cpu":
+        # GiB for the KV cache: a part of what is free, so that weights and the system have room.
+        extra["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, min(16, int(hardware.memory_gib() / 8))))
+    secret = {
+        "VLLM_API_KEY": config.model_api_key.get_secret_value() if config.model_api_key else "",
+        "HF_TOKEN": config.hf_token.get_secret_value() if config.hf_token else "",
+    }
+    return extra | dict(os.environ) | {name: value for name, value in secret.items() if value}
+
+
+def _power_of_two(count: int) -> int:
+    """The largest power of two that is at most `count`: attention heads divide by it."""
+    return 1 << (count.bit_length() - 1)
+
+
+# -- what it is doing ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the engine is doing, as the page shows it. Times are seconds since the epoch."""
+
+    state: str = "starting"  # starting | ready | restarting | failed
+    phase: str = "starting"  # while starting: what it is busy with
+    since: float = 0.0  # when this state began
+    restarts: int = 0  # deaths survived since start.sh began
+    reason: str = ""  # of the last death
+
+
+def read_status(run_dir: Path | None) -> Status | None:
+    """The status that the engine's process last wrote; None where there is none."""
+    try:
+        return Status(**json.loads((run_dir / STATUS_FILE).read_text())) if run_dir else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _write_status(run_dir: Path, status: Status) -> None:
+    draft = run_dir / (STATUS_FILE + ".new")
+    draft.write_text(json.dumps(asdict(status)))
+    draft.replace(run_dir / STATUS_FILE)  # readers see the old one or the new one, never half
+
+
+# Lines of vLLM's log that begin a phase of its start, in the order in which they come.
+PHASES = [
+    (re.compile(pattern), phase)
+    for pattern, phase in (
+        (r"Initializing a V1 LLM engine|Resolved architecture", "setting up"),
+        (r"Starting to load model", "loading the model"),
+        (r"Downloading|Fetching \d+ files|\.safetensors:\s+\d+%", "downloading the weights"),
+        (r"Loading safetensors|Loading weights", "loading the weights"),
+        (r"Loading weights took|Model loading took", "measuring memory"),
+        (r"Dynamo bytecode transform|Compiling a graph|Start compiling", "compiling"),
+        (r"KV cache size|Maximum concurrency", "reserving the KV cache"),
+        (r"Capturing CUDA graphs|Capturing the model|Warming up", "warming up"),
+        (r"init engine \(profile", "opening the API"),
+    )
+]
+PROGRESS_BAR = re.compile(r"\d+%\|")  # tqdm: vLLM's own download and loading progress
+TROUBLE = re.compile(r"\b(?:ERROR|CRITICAL|Traceback)\b|^\w*(?:Error|Exception): ")
+
+
+class Engine:
+    """One run of the engine's process, its output read and kept."""
+
+    def __init__(self, config: Settings, gpus: list[hardware.Gpu]):
+        self.config = config
+        self.phase = "starting Python"
+        self.lines: deque[str] = deque(maxlen=200)
+        self.log = open(config.engine_run_dir / LOG_FILE, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            command(config, gpus),
+            env=environment(config, gpus),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # its workers get the signals that we send, and no Ctrl-C of the terminal
+            preexec_fn=die_with_parent,
+        )
+        self.reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
+        self.reader.start()
+
+    def _read(self, output: IO[bytes]) -> None:
+        last_bar = 0.0
+        for raw in output:
+            # A progress bar rewrites its line with carriage returns: only its last state counts.
+            line = raw.decode("utf-8", "replace").rstrip().rsplit("\r", 1)[-1]
+            line = self.config.mask(line)
+            if not line:
+                continue
+            self.lines.append(line)
+            self.log.write(line + "\n")
+            for pattern, phase in PHASES:
+                if pattern.search(line):
+                    self.phase = phase
+            if PROGRESS_BAR.search(line) and time.monotonic() - last_bar > PROGRESS_EVERY:
+                last_bar = time.monotonic()
+                say(line)
+        self.log.close()
+
+    def healthy(self) -> bool:
+        try:
+            return requests.get(f"http://{HOST}:{self.config.engine_port}/health", timeout=5, proxies=NO_PROXY).ok
+        except requests.RequestException:
+            return False
+
+    def dead(self) -> bool:
+        return self.process.poll() is not None
+
+    def why_dead(self) -> str:
+        """Why it ended, as a sentence without the full stop; its last lines go to the log."""
+        self.reader.join(timeout=5)  # its last words may still be in the pipe
+        lines = list(self.lines)
+        if any(TROUBLE.search(line) for line in lines):
+            say("The engine's last lines:\n" + "\n".join("    " + line for line in lines[-30:]))
+        return errors.explain_death(lines, self.process.returncode)
+
+    def stop(self) -> None:
+        """End the process and all its children; a GPU must never be left held."""
+        deadline = time.monotonic() + STOP_GRACE
+        _signal_group(self.process.pid, signal.SIGTERM)
+        while time.monotonic() < deadline and _signal_group(self.process.pid, 0):
+            self.process.poll()  # reap, or the group lives on as a zombie
+            time.sleep(0.05)
+        _signal_group(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def _signal_group(leader: int, number: int) -> bool:
+    """Send a signal to every process of a group; False when none is left."""
+    try:
+        os.killpg(leader, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when its parent ends, however that happened (prctl PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+# -- keeping it running ----------------------------------------------------------------------------------------
+
+
+def supervise(config: Settings) -> None:
+    """Start the engine and keep it running until a signal ends this process.
+
+    Raises EngineError when the first start fails, or when it died more than MAX_RESTARTS times in a row.
+    """
+    gpus = hardware.gpus()
+    status = Status(since=time.time())
+    deaths = 0  # in a row
+    while True:
+        _write_status(config.engine_run_dir, status)
+        preflight.require_free_port(HOST, config.engine_port, "ENGINE_PORT")
+        engine = Engine(config, gpus)
+        try:
+            began = time.monotonic()
+            reason = _wait_until_ready(engine, status)
+            if reason and status.state == "starting":
+                raise errors.EngineError(f"vLLM did not start: {reason}.")
+            if not reason:
+                say(f"vLLM is ready after {time.monotonic() - began:.0f} s.")
+                status = replace(status, state="ready", phase="", since=time.time())
+                _write_status(config.engine_run_dir, status)
+                reason = _watch(engine)
+                if time.time() - status.since > STEADY_AFTER:
+                    deaths = 0
+        except BaseException:
+            _write_status(config.engine_run_dir, replace(status, state="failed", since=time.time()))
+            raise
+        finally:
+            engine.stop()
+        deaths += 1
+        if deaths > config.max_restarts:
+            raise errors.EngineError(f"vLLM died {deaths} times in a row; the last time: {reason}.")
+        pause = PAUSES[min(deaths, len(PAUSES)) - 1]
+        say(f"vLLM died: {reason}. Restart {deaths} of {config.max_restarts} in {pause} s.")
+        status = Status("restarting", "starting Python", time.time(), status.restarts + 1, reason)
+        _write_status(config.engine_run_dir, status)
+        time.sleep(pause)
+
+
+def _wait_until_ready(engine: Engine, status: Status) -> str:
+    """Wait, telling the phase and the time; the reason of the failure, or an empty string when ready."""
+    began = told = time.monotonic()
+    phase = ""
+    while not engine.healthy():
+        elapsed = time.monotonic() - began
+        if engine.dead():
+            return engine.why_dead()
+        if elapsed > engine.config.startup_timeout:
+            return (
+                f"it was still {engine.phase} after {elapsed:.0f} s: raise STARTUP_TIMEOUT if the model is large, "
+                "or choose a smaller one"
+            )
+        if (engine.phase != phase and time.monotonic() - told > 1) or time.monotonic() - told > PROGRESS_EVERY:
+            told, phase = time.monotonic(), engine.phase
+            say(f"vLLM is {phase} ({elapsed:.0f} s)")
+            _write_status(engine.config.engine_run_dir, replace(status, phase=phase))
+        time.sleep(POLL)
+    return ""
+
+
+def _watch(engine: Engine) -> str:
+    """Block while the engine lives; then why it died. Without health for a minute it counts as dead."""
+    last_healthy = time.monotonic()
+    next_check = last_healthy + HEALTH_EVERY
+    while not engine.dead():
+        if time.monotonic() >= next_check:
+            if engine.healthy():
+                last_healthy = time.monotonic()
+            elif time.monotonic() - last_healthy > HUNG_AFTER:
+                return f"it answered nothing for {HUNG_AFTER} s"
+            next_check = time.monotonic() + HEALTH_EVERY
+        time.sleep(POLL)
+    return engine.why_dead()
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def main() -> None:
+    die_with_parent()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    config = settings.load()
+    try:
+        supervise(config)
+    except errors.SpaceError as error:
+        sys.exit(f"ERROR: {config.mask(str(error))}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

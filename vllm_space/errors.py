@@ -1,0 +1,179 @@
+"""Every failure -> one sentence that says what happened and what to do.
+
+The one vocabulary of errors: the classes below are raised everywhere, and their text is what a person
+sees. It never holds a secret, and knows nothing of where it is shown. Details go to the log.
+"""
+
+from __future__ import annotations
+
+import re
+
+
+class SpaceError(Exception):
+    """A failure whose text is a sentence for the person who can act on it."""
+
+
+class SettingsError(SpaceError):
+    """A variable has a value that cannot work. One line for each."""
+
+
+class EngineError(SpaceError):
+    """The engine cannot be started, or died."""
+
+
+class ModelError(SpaceError):
+    """A request to a model failed. `status` is the HTTP status that says the same."""
+
+    status = 502
+
+
+class Unreachable(ModelError):
+    status = 503
+
+
+class TimedOut(ModelError):
+    status = 504
+
+
+class Refused(ModelError):
+    """The engine understood the request and will not serve it as it is."""
+
+    status = 400
+
+
+class Interrupted(ModelError):
+    """The stream broke off; what had arrived is kept."""
+
+
+# -- talking to an engine ------------------------------------------------------------------------------------
+
+
+def unreachable(label: str = "") -> Unreachable:
+    who = f"The model server {label}" if label else "The model server"
+    return Unreachable(f"{who} cannot be reached. It may be starting or down: wait a minute and try again.")
+
+
+def timed_out(seconds: float) -> TimedOut:
+    return TimedOut(
+        f"The model sent nothing for {seconds:g} seconds. Try again with a shorter prompt, or raise REQUEST_TIMEOUT."
+    )
+
+
+def cut_off() -> Interrupted:
+    return Interrupted("The answer was cut off: the connection to the model server was lost. Try again.")
+
+
+def malformed() -> Interrupted:
+    return Interrupted("The model server sent something that is not an answer. Check that MODEL_URL is an LLM server.")
+
+
+def from_response(status: int, body: object) -> ModelError:
+    """The error for a refusal: an HTTP status with the body (decoded JSON, or text) that came with it."""
+    said = _message(body)
+    known = [
+        (status in (401, 403), "The model server refused the key. Set MODEL_API_KEY to the server's key."),
+        (
+            "chat template" in said,
+            "This model has no chat template, so it cannot chat. Use the Completion tab, or choose an instruct model.",
+        ),
+        (
+            any(words in said for words in ("maximum context length", "maximum model length", "max_model_len")),
+            "The conversation does not fit the model's context. Shorten it or start a new one, or lower "
+            f"max tokens. The server says: {said}",
+        ),
+        (status == 429, "The model server is busy. Try again in a minute."),
+        (status == 404, f"The model server does not know this request: {said} Reload the page and try again."),
+    ]
+    for matches, sentence in known:
+        if matches:
+            return Refused(sentence)
+    if status < 500:
+        return Refused(f"The model server refused the request: {said}")
+    return ModelError(f"The model server failed (HTTP {status}): {said} Try again; the engine's log says more.")
+
+
+def _message(body: object) -> str:
+    """What an error body says, in any of the forms servers use, as one short sentence."""
+    if isinstance(body, dict):
+        inner = body.get("error", body)
+        body = inner.get("message") or inner.get("detail") or inner if isinstance(inner, dict) else inner
+    text = " ".join(str(body).split()) or "no reason given"
+    text = text if len(text) <= 300 else text[:299] + "…"
+    return text if text[-1] in ".!?…" else text + "."
+
+
+# -- why an engine died: its own last lines -> one sentence -----------------------------------------------------
+
+# Messages of vLLM 0.29 and of what it stands on; the first that matches wins.
+DEATHS: list[tuple[str, str]] = [
+    (
+        r"No module named '?vllm\.entrypoints\.api_server",
+        "the installed vLLM no longer has the legacy server: unset ENGINE_MODULE",
+    ),
+    (
+        r"No module named '?vllm'?$",
+        "vLLM is not installed: install requirements.txt, or requirements-cpu.txt without a GPU",
+    ),
+    (r"error: (unrecognized arguments: .+)", "vLLM does not know a flag in ENGINE_ARGS: {0}"),
+    (r"error: (argument .+)", "vLLM refuses a flag: {0}. Check ENGINE_ARGS"),
+    (r"address already in use|Errno 98", "the engine's port is taken: set ENGINE_PORT to a free one"),
+    (
+        r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory",
+        "the GPU has too little memory for this model: choose a smaller MODEL_ID, a quantised one, or bigger hardware",
+    ),
+    (
+        r"No available memory for the cache blocks|larger than the available KV cache memory",
+        "no memory is left for the context: lower MAX_MODEL_LEN, raise GPU_MEMORY_UTILIZATION, or use bigger hardware",
+    ),
+    (
+        r"Free memory on device .* is less than desired",
+        "another program holds part of the GPU memory: stop it, or lower GPU_MEMORY_UTILIZATION",
+    ),
+    (
+        r"Model architectures (\[.+?\]) (?:are|failed)",
+        "vLLM does not support this kind of model ({0}): choose another MODEL_ID",
+    ),
+    (
+        r"trust_remote_code=True|trust-remote-code",
+        "this model comes with its own code: set TRUST_REMOTE_CODE=true if you trust it",
+    ),
+    (
+        r"Bfloat16 is only supported on GPUs with compute capability",
+        "this GPU cannot compute in bfloat16: set DTYPE=half",
+    ),
+    (
+        r"GatedRepoError|gated repo|Access to model .+ is restricted",
+        "this model is gated: ask for access on its page, then set HF_TOKEN",
+    ),
+    (
+        r"RepositoryNotFoundError|is not a local folder and is not a valid model identifier",
+        "there is no such model, or it is private: check MODEL_ID, or set HF_TOKEN",
+    ),
+    (r"RevisionNotFoundError", "this model has no such revision: check MODEL_REVISION"),
+    (
+        r"LocalEntryNotFoundError|couldn't connect to '?https?://|We couldn't connect|Max retries exceeded",
+        "the model could not be downloaded: check the connection to the Hugging Face Hub",
+    ),
+    (r"No space left on device", "the disk is full: choose a smaller model or more storage"),
+    (
+        r"is not a recognized (?:tool|reasoning) parser|invalid (?:tool call|reasoning) parser: ?(\S+)|parser '?(\S+?)'? not found",
+        "vLLM does not know this parser: check REASONING_PARSER and TOOL_CALL_PARSER",
+    ),
+]
+
+
+def explain_death(lines: list[str], exit_code: int | None) -> str:
+    """Why the engine ended, from its last lines of output, as one sentence without the full stop.
+
+    Falls back on the last line that reports an error, then on the exit code.
+    """
+    for pattern, sentence in DEATHS:
+        for line in lines:
+            if match := re.search(pattern, line, re.IGNORECASE):
+                return sentence.format(*(group or "" for group in match.groups()))
+    if exit_code == -9:
+        return "the system killed it, which mostly means that memory ran out: choose a smaller model or bigger hardware"
+    for line in reversed(lines):
+        if match := re.search(r"\b(\w*(?:Error|Exception)): (.+)", line):
+            return f"it says: {match.group(1)}: {match.group(2).strip()[:300]}"
+    return f"it ended with exit code {exit_code} and said nothing"

@@ -1,0 +1,84 @@
+"""What this machine has: GPUs, memory, cores, and which Space it is, if it is one.
+
+Reads what the platform says (nvidia-smi, /proc, the Space's own variables). Knows nothing of settings.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+GPU_FIELDS = "name,memory.total,memory.free,compute_cap,driver_version"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU; memory in MiB."""
+
+    name: str
+    memory_total: int
+    memory_free: int
+    compute_capability: float
+    driver: str
+
+
+@dataclass(frozen=True)
+class Space:
+    """The Hugging Face Space this runs in."""
+
+    id: str
+    host: str
+    zero_gpu: bool
+
+    @property
+    def settings_url(self) -> str:
+        return f"https://huggingface.co/spaces/{self.id}/settings"
+
+
+def gpus() -> list[Gpu]:
+    """The NVIDIA GPUs that answer; none where nvidia-smi is missing or fails."""
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader,nounits"],
+            capture_output=True, text=True, timeout=30, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found = []
+    for line in answer.stdout.splitlines():
+        try:
+            name, total, free, capability, driver = (field.strip() for field in line.split(","))
+            found.append(Gpu(name, int(total), int(free), float(capability), driver))
+        except ValueError:  # a GPU that is lost or in a mode without these figures
+            continue
+    return found
+
+
+def has_nvcc() -> bool:
+    """Whether the CUDA compiler is there, which FlashInfer's sampler needs at run time."""
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    return bool(shutil.which("nvcc")) or any(home and Path(home, "bin", "nvcc").exists() for home in homes)
+
+
+def memory_gib() -> float:
+    """Memory this process may use, in GiB: what is free, or the container's limit where that is less."""
+    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(meminfo["MemAvailable"].split()[0]) / 2**20
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            available = min(available, int(Path(limit).read_text()) / 2**30)
+        except (OSError, ValueError):  # no such cgroup version, or "max"
+            continue
+    return available
+
+
+def space() -> Space | None:
+    """The Space this runs in, or None on any other machine."""
+    space_id = os.environ.get("SPACE_ID")
+    if not space_id:
+        return None
+    zero_gpu = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "true", "t")
+    return Space(space_id, os.environ.get("SPACE_HOST", ""), zero_gpu)

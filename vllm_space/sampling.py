@@ -1,0 +1,61 @@
+"""Sampling parameters: what a visitor chose -> the fields of a request.
+
+A field that is unset is not sent, so that the model's own generation_config holds. The bounds are those of
+the owner's variables in settings.py. Knows nothing of Gradio or HTTP.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError, create_model
+
+from vllm_space import errors
+from vllm_space.settings import Settings, shorten
+
+NAMES = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "stop",
+)  # in the order in which the page shows them
+
+_VARIABLES = {name: Settings.model_fields[name] for name in NAMES}
+_Sampling = create_model("_Sampling", **{name: (field.annotation, field) for name, field in _VARIABLES.items()})
+
+
+def defaults(config: Settings) -> dict[str, Any]:
+    """The owner's sampling defaults by name; None where the model's own value holds."""
+    return {name: getattr(config, name) for name in NAMES} | {"stop": "\n".join(config.stop) or None}
+
+
+def request_fields(values: dict[str, Any], max_tokens_limit: int) -> dict[str, Any]:
+    """The fields to send: `values` by name, checked, without those that are unset (None or empty).
+
+    Where max_tokens is unset, the limit is sent: an answer without end is not a visitor's to ask for.
+    Raises Refused with a sentence for each value that is out of bounds.
+    """
+    given = {name: value for name, value in values.items() if name in _VARIABLES and value not in (None, "", [], ())}
+    try:
+        fields = _Sampling(**given).model_dump(include=set(given))
+    except ValidationError as error:
+        raise errors.Refused(" ".join(_explain(problem) for problem in error.errors())) from None
+    if fields.setdefault("max_tokens", max_tokens_limit) > max_tokens_limit:
+        raise errors.Refused(
+            f"max_tokens={fields['max_tokens']} is more than this page allows: use at most {max_tokens_limit}."
+        )
+    if "stop" in fields:
+        fields["stop"] = list(fields["stop"])
+    return fields
+
+
+def _explain(problem: Any) -> str:
+    name = str(problem["loc"][0])
+    allowed = _VARIABLES[name].json_schema_extra["allowed"].replace("MAX_TOKENS_LIMIT", "the limit of this page")
+    return f"{name}={shorten(str(problem['input']))} is not allowed: use {allowed}."

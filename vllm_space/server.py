@@ -1,0 +1,57 @@
+"""The one port: the page, the API beside it and the doors before both, as one web application.
+
+Puts the rooms together and launches Gradio; decides nothing of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from vllm_space import api, auth, client, engine, hardware, ui
+from vllm_space.client import Catalog
+from vllm_space.settings import Settings
+
+
+def catalog(config: Settings) -> Catalog:
+    """The servers of MODEL_URL or MODELS."""
+    key = config.model_api_key.get_secret_value() if config.model_api_key else None
+    return Catalog(
+        [
+            client.server(url, label=label, api_key=key, timeout=config.request_timeout)
+            for label, url in config.servers.items()
+        ]
+    )
+
+
+def serve(demo: gr.Blocks, config: Settings, models: Catalog) -> None:
+    """Open the port, once the engine that start.sh boots is ready, and serve until a signal comes."""
+    engine.die_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    while (status := engine.read_status(config.engine_run_dir)) and status.state == "starting":
+        time.sleep(0.05)  # start.sh ends this process if the engine fails
+    guard = auth.Guard(config, hardware.space())
+    demo.queue(default_concurrency_limit=config.max_concurrency, max_size=config.max_queue)
+    demo.launch(
+        server_name=config.gradio_server_name,
+        server_port=config.gradio_server_port,
+        share=config.gradio_share,
+        auth_dependency=guard.user if guard.closed else None,
+        app_kwargs={
+            "routes": [*api.routes(config, models), *guard.routes()],
+            "middleware": [Middleware(auth.GuardMiddleware, guard=guard)],
+        },
+        ssr_mode=False,  # its proxy answers every path it does not know, /v1 among them, with the page
+        max_threads=config.max_concurrency + 40,  # one for each stream, and some for everything else
+        theme=ui.theme(config.app_theme),
+        css=ui.CSS,
+        footer_links=["api", "settings"],
+        run_history=False,
+        pwa=False,
+        enable_monitoring=False,
+    )
