@@ -36,6 +36,7 @@ ALLOWED = {
     "/v1/embeddings": "POST",
 }
 BODY_LIMIT = 32 * 2**20  # bytes; room for a few images
+KEPT_HEADERS = ("content-type", "content-length", "content-encoding", "x-request-id")  # of the engine's answer
 TOKEN_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
@@ -170,8 +171,7 @@ class _Relay(StreamingResponse):
 
     def __init__(self, upstream: httpx.Response):
         self.upstream = upstream
-        kept = {name: upstream.headers[name] for name in ("content-type", "content-length", "content-encoding", "x-request-id")
-                if name in upstream.headers}  # fmt: skip
+        kept = {name: upstream.headers[name] for name in KEPT_HEADERS if name in upstream.headers}
         super().__init__(self._chunks(), upstream.status_code, kept)
 
     async def _chunks(self) -> AsyncIterator[bytes]:

@@ -78,7 +78,7 @@ class Guard:
         root = request.scope.get("root_path", "") + "/"
         response = RedirectResponse(root, 303) if browser else JSONResponse({"success": True})
         token = self.signer.dumps(name)
-        # Two cookies' worth of one: in a frame of another site only a Secure one is kept, on plain http only the other.
+        # In a frame of another site only a Secure cookie is kept; on plain http only one that is not.
         secure = request.headers.get("x-forwarded-proto", request.url.scheme) == "https"
         response.set_cookie(
             COOKIE, token, STAYS_SIGNED_IN, httponly=True, secure=secure, samesite="none" if secure else "lax"
@@ -160,7 +160,7 @@ body { font: 16px/1.5 system-ui, sans-serif; display: grid; place-items: center;
 main { width: min(20rem, 100vw - 2rem); }
 h1 { font-size: 1.5rem; margin: 0 0 1rem; }
 label { display: block; margin: 0 0 1rem; }
-input, button, .button { box-sizing: border-box; width: 100%; font: inherit; padding: .6rem .75rem; border-radius: .5rem; }
+input, button, .button { box-sizing: border-box; width: 100%; font: inherit; padding: .6rem; border-radius: .5rem; }
 input { border: 1px solid #8888; margin-top: .25rem; }
 button, .button { border: 0; background: #c2410c; color: #fff; cursor: pointer; display: block; text-align: center;
   text-decoration: none; margin-bottom: 1rem; font-weight: 600; }

@@ -167,7 +167,7 @@ class Engine:
         self.config = config
         self.phase = "starting Python"
         self.lines: deque[str] = deque(maxlen=200)
-        self.log = open(config.engine_run_dir / LOG_FILE, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        self.log = (config.engine_run_dir / LOG_FILE).open("a", buffering=1, encoding="utf-8")
         self.process = subprocess.Popen(
             command(config, gpus),
             env=environment(config, gpus),

@@ -154,10 +154,14 @@ DEATHS: list[tuple[str, str]] = [
         r"LocalEntryNotFoundError|couldn't connect to '?https?://|We couldn't connect|Max retries exceeded",
         "the model could not be downloaded: check the connection to the Hugging Face Hub",
     ),
+    (
+        r"cannot open shared object file",
+        "a system library is missing: install what packages.txt names (apt-get install) and start again",
+    ),
     (r"No space left on device", "the disk is full: choose a smaller model or more storage"),
     (
-        r"is not a recognized (?:tool|reasoning) parser|invalid (?:tool call|reasoning) parser: ?(\S+)|parser '?(\S+?)'? not found",
-        "vLLM does not know this parser: check REASONING_PARSER and TOOL_CALL_PARSER",
+        r"invalid (?:tool call|reasoning) parser: ?(\S+)",
+        "vLLM does not know the parser {0}: check REASONING_PARSER and TOOL_CALL_PARSER",
     ),
 ]
 

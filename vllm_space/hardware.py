@@ -11,6 +11,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+CUDA_HOME = "/usr/local/cuda"  # where the toolkit is, unless the variable of this name says otherwise
 GPU_FIELDS = "name,memory.total,memory.free,compute_cap,driver_version"
 
 
@@ -59,8 +60,8 @@ def gpus() -> list[Gpu]:
 
 def has_nvcc() -> bool:
     """Whether the CUDA compiler is there, which FlashInfer's sampler needs at run time."""
-    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
-    return bool(shutil.which("nvcc")) or any(home and Path(home, "bin", "nvcc").exists() for home in homes)
+    home = os.environ.get("CUDA_HOME", CUDA_HOME)
+    return bool(shutil.which("nvcc")) or Path(home, "bin", "nvcc").exists()
 
 
 def memory_gib() -> float:

@@ -242,18 +242,18 @@ class Page:
             yield history + _shown(answer), gr.skip(), gr.skip()
         yield history + _shown(answer, ended=True), self.ready_to_send(), _numbers(answer)
 
-    def retry(self, history: History, *controls: Any, data: gr.RetryData) -> Iterator[tuple]:
+    def retry(self, data: gr.RetryData, history: History, *controls: Any) -> Iterator[tuple]:
         turn = _turn(history, data.index)
         yield from self.send(_text(history[turn]), history[:turn], *controls)
 
-    def edit(self, history: History, *controls: Any, data: gr.EditData) -> Iterator[tuple]:
+    def edit(self, data: gr.EditData, history: History, *controls: Any) -> Iterator[tuple]:
         turn = _turn(history, data.index)
         yield from self.send(data.value, history[:turn], *controls)
 
-    def example(self, *controls: Any, data: gr.SelectData) -> Iterator[tuple]:
+    def example(self, data: gr.SelectData, *controls: Any) -> Iterator[tuple]:
         yield from self.send(data.value["text"], [], *controls)
 
-    def undo_turn(self, history: History, data: gr.UndoData) -> tuple[History, str]:
+    def undo_turn(self, data: gr.UndoData, history: History) -> tuple[History, str]:
         """Take the last turn back; its message returns to the text box, ready to be changed."""
         turn = _turn(history, data.index)
         return history[:turn], _text(history[turn])

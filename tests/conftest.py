@@ -1,0 +1,176 @@
+"""Fixtures: one real vLLM for the whole session, booted by ./start.sh; scripted engines for faults; a browser.
+
+Nothing is left behind: every process started here is a group of its own and is ended with the test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+ROOT = Path(__file__).resolve().parent.parent
+API_KEY = "key-of-the-tests"
+BOOT_TIMEOUT = 400  # seconds; a warm boot takes about 40 here
+
+# What a test may inherit: never the owner's variables, and no network beyond loopback.
+CLEAN = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME") if name in os.environ}
+CLEAN |= {
+    "PYTHON": sys.executable,
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(condition: Callable[[], object], timeout: float, what: str) -> object:
+    """Poll until `condition` gives something true, and return that."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        with contextlib.suppress(requests.RequestException):
+            if value := condition():
+                return value
+        time.sleep(0.1)
+    raise AssertionError(f"{what}: not within {timeout} s")
+
+
+class Program:
+    """A program under test, its output in a file. Ends with everything it started."""
+
+    def __init__(self, command: list[str], log: Path, env: dict[str, str], cwd: Path = ROOT):
+        self.log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                env=CLEAN | env, cwd=cwd, start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def family(self) -> list[psutil.Process]:
+        """The process and everything below it that still lives."""
+        try:
+            top = psutil.Process(self.process.pid)
+            found = [top, *top.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+        return [one for one in found if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+    def wait_until_up(self, url: str, timeout: float = BOOT_TIMEOUT) -> None:
+        def answers() -> bool:
+            assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.output}"
+            return requests.get(f"{url}/healthz", timeout=5).ok
+
+        try:
+            wait_for(answers, timeout, url)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.output}") from None
+
+    def stop(self) -> None:
+        family = self.family()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(15)
+        for one in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """Start programs: program([...], NAME="value") -> Program."""
+    started: list[Program] = []
+
+    def start(command: list[str], cwd: Path = ROOT, **env: str) -> Program:
+        started.append(Program(command, tmp_path / f"program-{len(started)}.log", env, cwd))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+@pytest.fixture
+def page(program: Callable[..., Program]) -> Callable[..., str]:
+    """Run app.py in front of a running engine: page(url, NAME="value") -> the page's address."""
+
+    def start(model_url: str | None, **env: str) -> str:
+        port = free_port()
+        if model_url:
+            env["MODEL_URL"] = model_url
+        app = program([sys.executable, "app.py", "--port", str(port)], **env)
+        url = f"http://127.0.0.1:{port}"
+
+        def answers() -> bool:
+            assert app.process.poll() is None, app.output
+            return requests.get(f"{url}/healthz", timeout=5).status_code in (200, 503)
+
+        wait_for(answers, 60, url)
+        return url
+
+    return start
+
+
+@dataclass(frozen=True)
+class Space:
+    """The whole thing, as ./start.sh runs it with the demo model on a real vLLM."""
+
+    url: str
+    engine_url: str
+    engine_key: str
+    program: Program
+
+    @property
+    def auth(self) -> dict[str, str]:
+        """Headers for the engine asked directly."""
+        return {"Authorization": f"Bearer {self.engine_key}"}
+
+
+@pytest.fixture(scope="session")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
+    port, engine_port = free_port(), free_port()
+    log = tmp_path_factory.mktemp("space") / "start.log"
+    env = {"ENGINE_PORT": str(engine_port), "API_KEYS": f"tester:{API_KEY}"}
+    running = Program(["bash", str(ROOT / "start.sh"), "--port", str(port)], log, env)
+    try:
+        running.wait_until_up(f"http://127.0.0.1:{port}")
+        app = next(one for one in running.family() if any("app.py" in part for part in one.cmdline()))
+        key = app.environ()["MODEL_API_KEY"]
+        yield Space(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{engine_port}", key, running)
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[object]:
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=flags)
+        yield browser
+        browser.close()

@@ -1,0 +1,116 @@
+"""A scripted engine on a real socket: it speaks vLLM's protocols word for word as told, faults included.
+
+For faults, timing and load; what the real engine does is tested on the real engine.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Cut(Exception):
+    """Raised by a script: the connection is dropped where it is."""
+
+
+@dataclass
+class ScriptedEngine:
+    """`script` answers every POST: it gets (path, body) and yields what to send, or returns (status, JSON)."""
+
+    script: Callable[[str, dict], Any] = lambda path, body: (200, {})
+    models: list[str] | None = field(default_factory=lambda: ["scripted"])  # None: no /v1/models (the legacy server)
+    requests: list[tuple[str, dict, dict]] = field(default_factory=list)  # (path, headers, body) of every POST
+    left: threading.Event = field(default_factory=threading.Event)  # set when a client left in mid-stream
+    url: str = ""
+
+    @contextmanager
+    def running(self) -> Iterator[ScriptedEngine]:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        self.url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            yield self
+        finally:
+            server.shutdown()
+            server.server_close()
+
+
+def _handler(engine: ScriptedEngine) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def reply(self, status: int, body: object) -> None:
+            data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "text/plain" if isinstance(body, str) else "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def do_GET(self) -> None:
+            if self.path == "/v1/models" and engine.models is not None:
+                data = [{"id": name, "object": "model", "max_model_len": 4096} for name in engine.models]
+                self.reply(200, {"object": "list", "data": data})
+            elif self.path == "/health":
+                self.reply(200, "")
+            else:
+                self.reply(404, {"detail": "Not Found"})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            engine.requests.append((self.path, dict(self.headers), body))
+            answer = engine.script(self.path, body)
+            if isinstance(answer, tuple):
+                self.reply(*answer)
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            try:
+                for data in answer:
+                    self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+                    self.wfile.flush()
+                self.wfile.write(b"0\r\n\r\n")
+            except Cut:
+                self.close_connection = True
+            except OSError:
+                engine.left.set()
+                self.close_connection = True
+
+    return Handler
+
+
+def event(**fields: Any) -> bytes:
+    return b"data: " + json.dumps(fields).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+def chat_stream(*texts: str, finish: str = "stop", every: float = 0, field: str = "content") -> Iterator[bytes]:
+    """The events of a chat answer, one for each text, `every` seconds."""
+    yield event(choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
+    for text in texts:
+        time.sleep(every)
+        yield event(choices=[{"index": 0, "delta": {field: text}, "finish_reason": None}])
+    yield event(choices=[{"index": 0, "delta": {}, "finish_reason": finish}])
+    yield event(choices=[], usage={"prompt_tokens": 3, "completion_tokens": len(texts), "total_tokens": 3 + len(texts)})
+    yield DONE
+
+
+def completion_stream(*texts: str) -> Iterator[bytes]:
+    for text in texts:
+        yield event(choices=[{"index": 0, "text": text, "finish_reason": None}])
+    yield event(choices=[{"index": 0, "text": "", "finish_reason": "stop"}])
+    yield DONE

@@ -1,0 +1,51 @@
+"""The password door, in front of the page and of every Gradio endpoint, over real HTTP."""
+
+import gradio_client
+import pytest
+import requests
+
+from scripted_engine import ScriptedEngine, chat_stream
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with ScriptedEngine(lambda path, body: chat_stream("Hello", " you")).running() as engine:
+        yield engine
+
+
+def test_without_a_login_nothing_but_the_login_and_health_answers(page, engine):
+    url = page(engine.url, APP_USERNAME="alice", APP_PASSWORD="right")
+    assert "password" in requests.get(url, timeout=5).text
+    assert requests.get(f"{url}/healthz", timeout=5).status_code == 200
+    for path in ("/config", "/gradio_api/info", "/gradio_api/queue/data?session_hash=x", "/theme.css", "/login_check"):
+        assert requests.get(url + path, timeout=5).status_code == 401, path
+    join = {"data": ["Hi"], "fn_index": 0, "session_hash": "x"}
+    assert requests.post(f"{url}/gradio_api/queue/join", json=join, timeout=5).status_code == 401
+    assert requests.post(f"{url}/gradio_api/call/chat", json={"data": ["Hi"]}, timeout=5).status_code == 401
+    assert engine.requests == []
+
+
+def test_the_right_password_opens_page_and_endpoints_and_a_wrong_one_does_not(page, engine):
+    url = page(engine.url, APP_USERNAME="alice", APP_PASSWORD="right", APP_USERS="bob:other:word")
+    for name, password in (("alice", "wrong"), ("bob", "right"), ("", ""), ("carol", "x")):
+        answer = requests.post(f"{url}/login", data={"username": name, "password": password}, timeout=5)
+        assert answer.status_code == 400, name
+        assert not answer.cookies
+    for auth in (("alice", "right"), ("bob", "other:word")):
+        client = gradio_client.Client(url, auth=auth, verbose=False)
+        assert client.predict("Hi", api_name="/chat") == "Hello you"
+
+
+def test_a_forged_cookie_is_no_login(page, engine):
+    url = page(engine.url, APP_USERNAME="alice", APP_PASSWORD="right")
+    for cookie in ("alice", "ImFsaWNlIg.aaaa.bbbb", ""):
+        assert requests.get(f"{url}/config", cookies={"vllm_space_login": cookie}, timeout=5).status_code == 401
+
+
+def test_half_a_login_never_starts_an_open_page(program):
+    import sys
+
+    app = program([sys.executable, "app.py"], MODEL_URL="http://127.0.0.1:9", APP_PASSWORD="hunter2-marked")
+    assert app.process.wait(30) == 2
+    assert "APP_USERNAME is not set" in app.output
+    assert "marked" not in app.output

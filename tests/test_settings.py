@@ -1,0 +1,136 @@
+"""settings.py: what the owner may set, and what happens when it cannot work."""
+
+import pytest
+
+from vllm_space import errors, settings
+
+
+@pytest.fixture(autouse=True)
+def only_these_variables(monkeypatch, tmp_path):
+    """No variable and no .env of the machine the tests run on."""
+    for name in settings.Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setitem(settings.Settings.model_config, "env_file", tmp_path / ".env")
+    monkeypatch.setattr(settings, "ROOT", tmp_path)
+
+
+def load(monkeypatch, *argv: str, **variables: str) -> settings.Settings:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return settings.load(list(argv))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("TEMPERATURE", "0.5", 0.5),
+        ("TEMPERATURE", "", None),  # empty is unset
+        ("MAX_MODEL_LEN", "auto", None),
+        ("MAX_MODEL_LEN", "4096", 4096),
+        ("TRUST_REMOTE_CODE", "true", True),
+        ("STOP", "END\n###", ("END", "###")),
+        ("STOP", '["\\n\\n", " "]', ("\n\n", " ")),
+        ("MODELS", '{"a": "http://h:1", "b": "https://h/v1"}', {"a": "http://h:1", "b": "https://h/v1"}),
+        ("ENGINE_ARGS", "--max-num-seqs 8 -x 'my file'", ("--max-num-seqs", "8", "-x", "my file")),
+        ("OAUTH_ALLOWED", "alice, acme", ("alice", "acme")),
+        ("APP_EXAMPLES", '["a, b", "c"]', ("a, b", "c")),
+        ("APP_EXAMPLES", "a, b\nc\n", ("a, b", "c")),
+    ],
+)  # fmt: skip
+def test_reads(monkeypatch, name, value, expected):
+    assert getattr(load(monkeypatch, **{name: value}), name.lower()) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TEMPERATURE", "hot"),
+        ("TEMPERATURE", "nan"),
+        ("TEMPERATURE", "2.1"),
+        ("TOP_P", "0"),
+        ("MAX_TOKENS", "-1"),
+        ("MAX_TOKENS", "9999999"),  # beyond MAX_TOKENS_LIMIT
+        ("TENSOR_PARALLEL_SIZE", "0"),
+        ("DTYPE", "int3"),
+        ("ENGINE_PORT", "65536"),
+        ("ENGINE_MODULE", "os; rm"),
+        ("ENGINE_ARGS", "--flag 'open"),
+        ("ENGINE_ARGS", "--api-key=mine"),
+        ("ENGINE_ARGS", "--max-num-seqs 4 --host 0.0.0.0"),
+        ("MODEL_URL", "localhost:8000"),
+        ("MODEL_URL", "http://host:99999"),
+        ("MODELS", "not json"),
+        ("MODELS", '{"a": "ftp://x"}'),
+        ("APP_THEME", "neon"),
+        ("MAX_QUEUE", "many"),
+        ("TRUST_REMOTE_CODE", "perhaps"),
+    ],
+)
+def test_refuses_naming_variable_value_and_what_is_allowed(monkeypatch, name, value):
+    with pytest.raises(errors.SettingsError) as caught:
+        load(monkeypatch, **{name: value})
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith(name)
+    assert value[:20] in line
+    assert len(line) > len(f"{name}={value} is not allowed: use ")  # the rest says what is
+
+
+def test_all_bad_values_are_reported_at_once(monkeypatch):
+    with pytest.raises(errors.SettingsError) as caught:
+        load(monkeypatch, TEMPERATURE="hot", MAX_TOKENS="-1", ENGINE_PORT="x")
+    assert [line.split("=")[0] for line in str(caught.value).splitlines()] == [
+        "ENGINE_PORT",
+        "TEMPERATURE",
+        "MAX_TOKENS",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variables", "names"),
+    [
+        ({"APP_USERNAME": "alice"}, "APP_PASSWORD"),
+        ({"APP_PASSWORD": "hunter2-marked"}, "APP_USERNAME"),
+        ({"APP_USERS": "alice:ok,hunter2-marked"}, "APP_USERS"),
+        ({"APP_USERS": "alice:hunter2-marked,:x"}, "APP_USERS"),
+        ({"MODEL_URL": "http://a", "MODELS": '{"b": "http://b"}'}, "MODELS"),
+    ],
+)
+def test_half_a_setting_is_an_error_and_never_shows_a_secret(monkeypatch, variables, names):
+    with pytest.raises(errors.SettingsError) as caught:
+        load(monkeypatch, **variables)
+    assert names in str(caught.value)
+    assert "hunter2-marked" not in str(caught.value)
+
+
+def test_flags_win_over_the_environment_and_the_environment_over_the_file(monkeypatch, tmp_path):
+    (tmp_path / ".env").write_text("GRADIO_SERVER_PORT=1111\nTEMPERATURE=0.1\nTOP_P=0.2\n")
+    config = load(monkeypatch, "--port", "3333", GRADIO_SERVER_PORT="2222", TEMPERATURE="0.3")
+    assert (config.gradio_server_port, config.temperature, config.top_p) == (3333, 0.3, 0.2)
+
+
+def test_a_lower_limit_lowers_the_default(monkeypatch):
+    assert load(monkeypatch, MAX_TOKENS_LIMIT="100").max_tokens == 100
+
+
+def test_unknown_names_get_the_nearest_match(monkeypatch, tmp_path):
+    monkeypatch.setenv("APP_PASWORD", "x")
+    (tmp_path / ".env").write_text("ENGINE_ARG=--x\n")
+    assert settings.unknown_names() == [
+        "APP_PASWORD is set but nothing reads it; did you mean APP_PASSWORD?",
+        "ENGINE_ARG is set but nothing reads it; did you mean ENGINE_ARGS?",
+    ]
+
+
+def test_secrets_are_masked_wherever_they_are_printed(monkeypatch):
+    config = load(
+        monkeypatch, HF_TOKEN="hf_marked", APP_USERS="alice:pw-marked,bob:pw-marked-too", API_KEYS="phone:key-marked"
+    )
+    assert config.mask("hf_marked pw-marked-too key-marked pw-marked alice phone") == "*** *** *** *** alice phone"
+    assert "marked" not in repr(config)
+    assert config.logins == {"alice": "pw-marked", "bob": "pw-marked-too"}
+
+
+def test_settings_cannot_be_changed(monkeypatch):
+    with pytest.raises(ValueError, match="frozen"):
+        load(monkeypatch).temperature = 1
