@@ -17,14 +17,16 @@ set -m # every background job is a process group of its own, which one signal en
 clean_up() {
   local code=$? job tries
   trap '' TERM INT HUP
+  exec 2>/dev/null # bash itself would list the jobs that it ends here
   for job in $(jobs -p); do kill -TERM -- "-$job" 2>/dev/null || true; done
   for tries in {1..80}; do # the engine stops its workers within 5 s
     [ -n "$(jobs -pr)" ] || break
     sleep 0.1
   done
   for job in $(jobs -pr); do kill -KILL -- "-$job" 2>/dev/null || true; done
+  # vLLM's own group, should the process that watches over it have been killed
+  [ ! -s "$RUN_DIR/engine.pid" ] || kill -KILL -- "-$(cat "$RUN_DIR/engine.pid")"
   rm -rf "$RUN_DIR"
-  exec 2>/dev/null # bash would now list the jobs that it ended
   exit "$code"
 }
 trap clean_up EXIT

@@ -86,6 +86,13 @@ class Program:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.output}") from None
 
+    def check_clean_end(self) -> None:
+        """SIGTERM ends it and everything it started within 10 s."""
+        family = self.family()
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(10) == 128 + signal.SIGTERM
+        assert [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
+
     def stop(self) -> None:
         family = self.family()
         if self.process.poll() is None:
@@ -161,6 +168,7 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
         app = next(one for one in running.family() if any("app.py" in part for part in one.cmdline()))
         key = app.environ()["MODEL_API_KEY"]
         yield Space(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{engine_port}", key, running)
+        running.check_clean_end()
     finally:
         running.stop()
 

@@ -7,7 +7,7 @@ import gradio_client
 import pytest
 import requests
 
-from conftest import ROOT, Space
+from conftest import ROOT, Space, free_port, wait_for
 
 QUESTION = "How do I use another model?"
 
@@ -136,3 +136,11 @@ def test_no_secret_is_in_a_command_line_or_the_log(space):
 def test_healthz_needs_no_key_and_v1_does(space):
     assert requests.get(f"{space.url}/healthz", timeout=5).json() == {"status": "ok"}
     assert requests.get(f"{space.url}/v1/models", timeout=5).status_code == 401
+
+
+@pytest.mark.parametrize("phase", ["starting Python", "setting up"])
+def test_a_signal_while_vllm_starts_leaves_nothing(space, program, phase):
+    ports = ["--port", str(free_port())]
+    running = program(["bash", str(ROOT / "start.sh"), *ports], ENGINE_PORT=str(free_port()))
+    wait_for(lambda: f"vLLM is {phase}" in running.output, 120, phase)
+    running.check_clean_end()

@@ -36,6 +36,7 @@ STEADY_AFTER = 600  # seconds of service after which earlier deaths are forgotte
 PAUSES = (1, 5, 20, 60)  # seconds before the first, second, ... restart in a row
 STATUS_FILE = "status.json"
 LOG_FILE = "engine.log"
+PID_FILE = "engine.pid"  # leader of the engine's process group, for start.sh should this process be killed
 
 
 # -- what to run -------------------------------------------------------------------------------------------
@@ -177,6 +178,7 @@ class Engine:
             start_new_session=True,  # its workers get the signals that we send, and no Ctrl-C of the terminal
             preexec_fn=die_with_parent,
         )
+        (config.engine_run_dir / PID_FILE).write_text(str(self.process.pid))
         self.reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
         self.reader.start()
 

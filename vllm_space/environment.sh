@@ -68,15 +68,18 @@ choose_environment() {
   has_modules "$PYTHON" pydantic_settings || run "$PYTHON" -m pip install --quiet --disable-pip-version-check pydantic-settings
 }
 
+install_requirements() {
+  "$PYTHON" -m pip install --disable-pip-version-check --progress-bar off "${REQUIREMENTS[@]/#/-r}" |
+    sed -u -nE 's/^(Collecting|Downloading|Using cached) ([^ ]+).*/    \2/p; /^(ERROR|Installing|Successfully)/p' | cut -c1-160
+}
+
 fill_environment() {
   [ -n "$MISSING" ] || return 0
   if [ ! -e "$ENVIRONMENT/.complete" ]; then # not made by another start in the meantime
     echo "Installing ${REQUIREMENTS[*]##*/} (a few minutes, once)"
     # An index that cannot be reached would be tried again and again for every package.
     "$PYTHON" -c "import urllib.request as u; u.urlopen('$TORCH_CPU_INDEX/torch/', timeout=5)" 2>/dev/null || export PIP_RETRIES=0
-    run "$PYTHON" -m pip install --disable-pip-version-check --progress-bar off "${REQUIREMENTS[@]/#/-r}" |
-      sed -u -nE 's/^(Collecting|Downloading|Using cached) ([^ ]+).*/    \2/p; /^(ERROR|Installing|Successfully)/p' | cut -c1-160
-    [ "${PIPESTATUS[0]}" -eq 0 ] || die "The packages could not be installed; the lines above say why."
+    run install_requirements || die "The packages could not be installed; the lines above say why."
     # A torchvision built for another torch takes vLLM down with it; text models need none of the three.
     "$PYTHON" -c 'import torchvision' >/dev/null 2>&1 ||
       run "$PYTHON" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec

@@ -325,3 +325,18 @@ def unknown_names() -> list[str]:
             nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0)
             warnings.append(f"{name} is set but nothing reads it; did you mean {nearest[0]}?")
     return warnings
+
+
+def table() -> str:
+    """The README's table of variables, as Markdown: `python -m vllm_space.settings` prints it."""
+    rows = ["| variable | default | meaning | allowed |", "|---|---|---|---|"]
+    for name, field in VARIABLES.items():
+        secret = " (secret)" if "Secret" in str(field.annotation) else ""
+        default = "auto" if _auto_is_none in [getattr(one, "func", None) for one in field.metadata] else field.default
+        shown = str(default).lower() if isinstance(default, bool) else str(default or (default if default == 0 else ""))
+        rows.append(f"| `{name}`{secret} | {shown} | {field.description} | {field.json_schema_extra['allowed']} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())
