@@ -15,17 +15,17 @@ source "$ROOT/vllm_space/environment.sh"
 # -- 2. Whatever ends this script ends everything it started -----------------------------------------------------
 set -m # every background job is a process group of its own, which one signal ends whole
 clean_up() {
-  local code=$? job tries
+  local code=$? job
   trap '' TERM INT HUP
   exec 2>/dev/null # bash itself would list the jobs that it ends here
   for job in $(jobs -p); do kill -TERM -- "-$job" 2>/dev/null || true; done
-  for tries in {1..80}; do # the engine stops its workers within 5 s
+  for _ in {1..80}; do # the engine stops its workers within 5 s
     [ -n "$(jobs -pr)" ] || break
     sleep 0.1
   done
   for job in $(jobs -pr); do kill -KILL -- "-$job" 2>/dev/null || true; done
   # vLLM's own group, should the process that watches over it have been killed
-  [ ! -s "$RUN_DIR/engine.pid" ] || kill -KILL -- "-$(cat "$RUN_DIR/engine.pid")"
+  [ ! -s "$RUN_DIR/engine.pid" ] || kill -KILL -- "-$(cat "$RUN_DIR/engine.pid")" || true
   rm -rf "$RUN_DIR"
   exit "$code"
 }

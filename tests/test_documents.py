@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 import yaml
+
 from conftest import ROOT
 from vllm_space import settings
 

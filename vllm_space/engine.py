@@ -22,7 +22,7 @@ from typing import IO
 
 import requests
 
-from vllm_space import errors, hardware, preflight, settings
+from vllm_space import errors, hardware, model_check, preflight, settings
 from vllm_space.settings import Settings
 
 HOST = "127.0.0.1"
@@ -134,6 +134,12 @@ def read_status(run_dir: Path | None) -> Status | None:
         return Status(**json.loads((run_dir / STATUS_FILE).read_text())) if run_dir else None
     except (OSError, ValueError, TypeError):
         return None
+
+
+def has_started(run_dir: Path) -> bool:
+    """Whether the engine has been ready once."""
+    status = read_status(run_dir)
+    return status is not None and status.state != "starting"
 
 
 def _write_status(run_dir: Path, status: Status) -> None:
@@ -253,6 +259,9 @@ def supervise(config: Settings) -> None:
     """
     gpus = hardware.gpus()
     status = Status(since=time.time())
+    _write_status(config.engine_run_dir, status)  # before anything takes time: the page waits for a status
+    for warning in model_check.check(config, model_id(config, gpus), gpus if config.engine_device == "auto" else []):
+        say(f"WARNING: {warning}")
     deaths = 0  # in a row
     while True:
         _write_status(config.engine_run_dir, status)

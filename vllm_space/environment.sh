@@ -65,7 +65,7 @@ choose_environment() {
     run "$base" -m venv --clear "$ENVIRONMENT"
   fi
   # What reads the settings comes first: a bad value should be told before a long download, not after it.
-  has_modules "$PYTHON" pydantic_settings || run "$PYTHON" -m pip install --quiet --disable-pip-version-check pydantic-settings
+  has_modules "$PYTHON" pydantic_settings || run "$PYTHON" -m pip install -qq --disable-pip-version-check pydantic-settings
 }
 
 install_requirements() {

@@ -33,7 +33,7 @@ def serve(demo: gr.Blocks, config: Settings, models: Catalog) -> None:
     engine.die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    while (status := engine.read_status(config.engine_run_dir)) and status.state == "starting":
+    while config.engine_run_dir and not engine.has_started(config.engine_run_dir):
         time.sleep(0.05)  # start.sh ends this process if the engine fails
     guard = auth.Guard(config, hardware.space())
     demo.queue(default_concurrency_limit=config.max_concurrency, max_size=config.max_queue)

@@ -1,0 +1,84 @@
+"""A local server that plays the Hugging Face Hub's API for models, as huggingface_hub asks it (HF_ENDPOINT)."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+GOOD_TOKEN = "hf_good"
+
+
+def model(model_id: str, **fields: object) -> dict:
+    """What the Hub says of a model; the defaults are those of a small language model."""
+    known = {
+        "id": model_id,
+        "pipeline_tag": "text-generation",
+        "gated": False,
+        "private": False,
+        "config": {"architectures": ["LlamaForCausalLM"]},
+        "safetensors": {"parameters": {"BF16": 1_000_000_000}, "total": 1_000_000_000},
+        "siblings": [
+            {"rfilename": "config.json", "size": 700},
+            {"rfilename": "model.safetensors", "size": 2_000_000_000},
+        ],
+    }
+    return known | fields
+
+
+@contextmanager
+def hub(*models: dict, refs: tuple[str, ...] = ("main",)) -> Iterator[str]:
+    """Serve `models`; yields the address. A gated or private one needs GOOD_TOKEN."""
+    by_id = {one["id"]: one for one in models}
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def reply(self, status: int, body: object, code: str = "") -> None:
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            if code:
+                self.send_header("X-Error-Code", code)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def do_GET(self) -> None:
+            url = urlsplit(self.path)
+            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            parts = url.path.strip("/").split("/")  # api, models, org, name, "revision" | "auth-check", ...
+            if url.path == "/api/whoami-v2":
+                return (
+                    self.reply(200, {"name": "me"})
+                    if token == GOOD_TOKEN
+                    else self.reply(401, {"error": "Invalid token"})
+                )
+            if url.path == "/api/models":
+                search = parse_qs(url.query)["search"][0].lower()
+                return self.reply(200, [one for name, one in by_id.items() if search in name.lower()])
+            found = by_id.get("/".join(parts[2:4]))
+            if token and token != GOOD_TOKEN:
+                return self.reply(401, {"error": "Invalid credentials in Authorization header"})
+            if not found or (found["private"] and token != GOOD_TOKEN):
+                return self.reply(404 if token else 401, {"error": "Repository not found"}, "RepoNotFound")
+            if parts[4:5] == ["auth-check"]:
+                if found["gated"] and found["gated"] != "granted" and token != GOOD_TOKEN:
+                    return self.reply(403 if token else 401, {"error": "gated"}, "GatedRepo")
+                return self.reply(200, {})
+            if parts[4:5] == ["revision"] and parts[5] not in refs:
+                return self.reply(404, {"error": "Invalid rev id"}, "RevisionNotFound")
+            return self.reply(200, found)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
