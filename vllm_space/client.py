@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -93,24 +93,76 @@ def models(server: Server) -> list[Model]:
         ]
 
 
-def chat(model: Model, messages: list[Message], sampling: dict[str, Any]) -> Iterator[Piece]:
-    """Stream the answer to a conversation.
+class Stream:
+    """An answer on its way: an iterator of Pieces, which raises ModelError.
 
-    `sampling` holds the fields of the request (max_tokens, temperature, ...) that are set; the others are
-    not sent, so the model's own defaults hold. Raises ModelError. Closing the generator closes the
-    connection, at which the engine stops generating.
+    Nothing is sent before the first piece is asked for. `close` may be called from any thread: it ends a read that
+    waits, and with the connection the engine stops generating.
+    """
+
+    def __init__(self, model: Model, path: str, body: dict[str, Any]):
+        self.model = model
+        self.path = path
+        self.body = body
+        self._answer: requests.Response | None = None
+        self._closed = False
+        self._pieces = (_generate if model.protocol == "generate" else _openai)(self)
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        self._closed = True
+        if self._answer is not None:
+            with suppress(OSError, ValueError, RuntimeError):  # it has ended, or ends just now
+                self._answer.raw.shutdown()  # wakes a thread that waits in a read; its generator closes the connection
+        with suppress(ValueError):  # that thread is inside the generator
+            self._pieces.close()
+
+    def lines(self, separators: bytes) -> Iterator[bytes]:
+        """POST the request and yield the answer's lines as they arrive, without the blank ones."""
+        table = bytes.maketrans(separators, b"\n" * len(separators))
+        server = self.model.server
+        timeout = (CONNECT_TIMEOUT, server.timeout)
+        with (
+            _session(server) as session,
+            session.post(server.url + self.path, json=self.body, stream=True, timeout=timeout) as self._answer,
+        ):
+            _check(self._answer)
+            rest = b""
+            # read1 returns what one read of the socket gave; requests' iter_lines would wait for a full buffer.
+            try:
+                while data := self._answer.raw.read1(READ_SIZE, decode_content=True):
+                    *lines, rest = (rest + data.translate(table)).split(b"\n")
+                    yield from filter(None, lines)
+            except urllib3.exceptions.HTTPError:
+                if not self._closed:
+                    raise
+            if rest:
+                yield rest
+
+
+def chat(model: Model, messages: list[Message], sampling: dict[str, Any]) -> Stream:
+    """The answer to a conversation.
+
+    `sampling` holds the fields of the request (max_tokens, temperature, ...) that are set; the others are not sent,
+    so the model's own defaults hold.
     """
     if model.protocol == "generate":
-        return _generate(model, transcript(messages), sampling, stop_at="\nUser:")
-    body = {"model": model.name, "messages": messages, **sampling, **_STREAM}
-    return _openai(model, "/v1/chat/completions", body)
+        # Without a chat template the model would go on to write the user's next turn.
+        stop = [*sampling.get("stop", []), "\nUser:"]
+        return complete(model, transcript(messages), sampling | {"stop": stop})
+    return Stream(model, "/v1/chat/completions", {"model": model.name, "messages": messages, **sampling, **_STREAM})
 
 
-def complete(model: Model, prompt: str, sampling: dict[str, Any]) -> Iterator[Piece]:
-    """Stream the continuation of a text. Otherwise as `chat`."""
+def complete(model: Model, prompt: str, sampling: dict[str, Any]) -> Stream:
+    """The continuation of a text. Otherwise as `chat`."""
     if model.protocol == "generate":
-        return _generate(model, prompt, sampling)
-    return _openai(model, "/v1/completions", {"model": model.name, "prompt": prompt, **sampling, **_STREAM})
+        return Stream(model, "/generate", {"prompt": prompt, "stream": True, **sampling})
+    return Stream(model, "/v1/completions", {"model": model.name, "prompt": prompt, **sampling, **_STREAM})
 
 
 def transcript(messages: list[Message]) -> str:
@@ -127,9 +179,9 @@ def transcript(messages: list[Message]) -> str:
 _STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
 
-def _openai(model: Model, path: str, body: dict[str, Any]) -> Iterator[Piece]:
+def _openai(stream: Stream) -> Iterator[Piece]:
     finished = False
-    for line in _lines(model.server, path, body, b"\n"):
+    for line in stream.lines(b"\n"):
         if not line.startswith(b"data:"):
             continue  # a blank line between events, or a keep-alive comment
         data = line[5:].strip()
@@ -159,12 +211,10 @@ def _piece(event: dict[str, Any]) -> Piece:
 # -- the legacy protocol: lines of JSON, each with the prompt and everything so far ---------------------------
 
 
-def _generate(model: Model, prompt: str, sampling: dict[str, Any], stop_at: str | None = None) -> Iterator[Piece]:
-    body = {"prompt": prompt, "stream": True, **sampling}
-    if stop_at:  # without a chat template the model would go on to write the user's next turn
-        body["stop"] = [*body.get("stop", []), stop_at]
+def _generate(stream: Stream) -> Iterator[Piece]:
+    prompt = stream.body["prompt"]
     sent, seen = 0, False
-    for line in _lines(model.server, "/generate", body, b"\0\n"):
+    for line in stream.lines(b"\0\n"):
         texts = _decode(line).get("text")
         if not isinstance(texts, list) or not texts or not isinstance(texts[0], str):
             raise errors.malformed()
@@ -181,24 +231,6 @@ def _generate(model: Model, prompt: str, sampling: dict[str, Any], stop_at: str 
 
 
 # -- HTTP ------------------------------------------------------------------------------------------------
-
-
-def _lines(server: Server, path: str, body: dict[str, Any], separators: bytes) -> Iterator[bytes]:
-    """POST and yield the answer's lines as they arrive, without the blank ones."""
-    table = bytes.maketrans(separators, b"\n" * len(separators))
-    timeout = (CONNECT_TIMEOUT, server.timeout)
-    with (
-        _session(server) as session,
-        session.post(server.url + path, json=body, stream=True, timeout=timeout) as answer,
-    ):
-        _check(answer)
-        rest = b""
-        # read1 returns what one read of the socket gave; requests' iter_lines would wait for a full buffer.
-        while data := answer.raw.read1(READ_SIZE, decode_content=True):
-            *lines, rest = (rest + data.translate(table)).split(b"\n")
-            yield from filter(None, lines)
-        if rest:
-            yield rest
 
 
 def _decode(line: bytes) -> dict[str, Any]:

@@ -7,18 +7,19 @@ shown together. The first is never delayed, and reading goes on in between. Know
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from vllm_space import errors
-from vllm_space.client import Piece
+from vllm_space.client import Piece, Stream
 
 log = logging.getLogger(__name__)
 
 LIVELY = 1 / 30  # seconds between updates that still look live
+HEARTBEAT = 0.25  # seconds without an update at most, also while nothing arrives
 UPDATES_PER_SECOND = 250  # what the page's event loop carries beside its other work, over all streams
 
 
@@ -52,31 +53,69 @@ class Streams:
     def __init__(self) -> None:
         self.active = 0
 
-    def follow(self, pieces: Iterator[Piece]) -> Iterator[Answer]:
+    def follow(self, stream: Stream) -> Iterator[Answer]:
         """Yield the growing answer (the same object each time), at last complete or with its `error`.
 
-        Raises nothing: every failure becomes the answer's `error`. Closing it closes `pieces`.
+        Raises nothing: every failure becomes the answer's `error`. Closing it closes `stream`. Gradio notices only at
+        a yield that a visitor has left, so there is one every HEARTBEAT even while nothing arrives.
         """
         answer = Answer()
-        began = time.monotonic()
-        next_update = 0.0
+        reader = _Reader(stream, answer)
         self.active += 1
         try:
-            with closing(pieces):
-                for piece in pieces:
-                    now = time.monotonic()
-                    answer.elapsed = now - began
-                    if answer.first_token_after is None and (piece.text or piece.reasoning):
-                        answer.first_token_after = answer.elapsed
-                    answer.add(piece)
-                    if answer.first_token_after is not None and now >= next_update:
-                        next_update = now + max(LIVELY, self.active / UPDATES_PER_SECOND)
-                        yield answer
+            reader.start()
+            reader.wait(HEARTBEAT)
+            while not reader.ended:
+                yield answer
+                reader.wait(max(LIVELY, self.active / UPDATES_PER_SECOND))
+            yield answer
+        finally:
+            self.active -= 1
+            stream.close()
+
+
+class _Reader(threading.Thread):
+    """Reads a stream into an answer, whatever the page is doing meanwhile."""
+
+    def __init__(self, stream: Stream, answer: Answer):
+        super().__init__(daemon=True)
+        self.stream = stream
+        self.answer = answer
+        self.ended = False
+        self.starved = False  # the page waits for anything new
+        self.began = time.monotonic()
+        self.news = threading.Event()  # the first token, or the end: what must be shown at once
+
+    def wait(self, interval: float) -> None:
+        """Return after `interval` seconds; where nothing new came meanwhile, when it does, or after HEARTBEAT."""
+        before = self.size
+        self.news.wait(interval)
+        if self.size == before and not self.ended:
+            self.starved = True
+            self.news.wait(max(0.0, HEARTBEAT - interval))
+            self.starved = False
+        self.news.clear()
+
+    @property
+    def size(self) -> int:
+        return len(self.answer.text) + len(self.answer.reasoning)
+
+    def run(self) -> None:
+        answer = self.answer
+        try:
+            for piece in self.stream:
+                answer.elapsed = time.monotonic() - self.began
+                first = answer.first_token_after is None and bool(piece.text or piece.reasoning)
+                if first:
+                    answer.first_token_after = answer.elapsed
+                answer.add(piece)
+                if first or self.starved:
+                    self.news.set()
         except errors.SpaceError as error:
             answer.error = str(error)
         except Exception:
             log.exception("an answer failed")
             answer.error = "Something went wrong on this page's side. Try again; the log of the Space says more."
         finally:
-            self.active -= 1
-        yield answer
+            self.ended = True
+            self.news.set()

@@ -1,0 +1,74 @@
+"""streaming.py: the pace of updates, and the engine freed whenever a visitor has gone."""
+
+import itertools
+import threading
+import time
+
+from scripted_engine import ScriptedEngine, chat_stream
+from vllm_space import client, streaming
+from vllm_space.streaming import Streams
+
+
+def stream(engine: ScriptedEngine) -> client.Stream:
+    return client.chat(client.models(client.server(engine.url))[0], [{"role": "user", "content": "Hi"}], {})
+
+
+def test_updates_are_coalesced_and_nothing_is_lost():
+    words = [f"w{number} " for number in range(300)]
+    with ScriptedEngine(lambda path, body: chat_stream(*words, every=0.001)).running() as engine:
+        seen = [answer.text for answer in Streams().follow(stream(engine))]
+    assert seen[-1] == "".join(words)
+    assert all(later.startswith(sooner) for sooner, later in itertools.pairwise(seen))
+    assert 3 < len(seen) < 100
+
+
+def test_the_first_token_is_not_held_back():
+    with ScriptedEngine(lambda path, body: chat_stream("first", *[" x"] * 3, every=0.4)).running() as engine:
+        answers = Streams().follow(stream(engine))
+        began = time.monotonic()
+        while not next(answers).text:
+            pass
+        assert time.monotonic() - began < 0.4 + 0.3  # the engine's own 0.4 s, not a heartbeat more
+        answers.close()
+
+
+def test_the_more_streams_the_rarer_the_updates_of_each():
+    def updates(streams: Streams) -> int:
+        with ScriptedEngine(lambda path, body: chat_stream(*["x"] * 100, every=0.01)).running() as engine:
+            return sum(1 for _ in streams.follow(stream(engine)))
+
+    busy = Streams()
+    busy.active = 200  # as if as many ran
+    assert updates(busy) < updates(Streams()) / 3
+
+
+def test_leaving_before_the_first_token_frees_the_engine():
+    release = threading.Event()
+
+    def script(path, body):
+        yield b": the headers are sent, the prompt is being read\n\n"
+        release.wait(10)
+        for _ in range(200):  # a closed socket takes a few writes to show
+            time.sleep(0.01)
+            yield b": still alive\n\n"
+
+    before = threading.active_count()
+    with ScriptedEngine(script).running() as engine:
+        answers = Streams().follow(stream(engine))
+        assert next(answers).text == ""  # a heartbeat: the page is alive although nothing came
+        answers.close()
+        release.set()
+        assert engine.left.wait(2)
+    deadline = time.monotonic() + 2
+    while threading.active_count() > before + 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert threading.active_count() <= before + 1  # no reader waits on
+
+
+def test_a_stalled_engine_still_gets_heartbeats():
+    with ScriptedEngine(lambda path, body: chat_stream("a", "b", every=1.2)).running() as engine:
+        began, updates = time.monotonic(), 0
+        for _ in Streams().follow(stream(engine)):
+            updates += 1
+        took = time.monotonic() - began
+    assert updates >= took / streaming.HEARTBEAT / 2
