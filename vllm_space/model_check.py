@@ -207,8 +207,8 @@ def _busy(config: Settings, gpus: list[Gpu]) -> Iterator[str]:
     for number, gpu in enumerate(gpus[: config.tensor_parallel_size]):
         if gpu.memory_free < wanted * gpu.memory_total:
             yield (
-                f"GPU {number} ({gpu.name}) has free {gpu.memory_free / 1024:.1f} GiB of {gpu.memory_total / 1024:.1f}: "
-                "stop the program that holds the rest, or lower GPU_MEMORY_UTILIZATION."
+                f"GPU {number} ({gpu.name}) has {gpu.memory_free / 1024:.1f} GiB of memory free of "
+                f"{gpu.memory_total / 1024:.1f}: stop the program that holds the rest, or lower GPU_MEMORY_UTILIZATION."
             )
 
 

@@ -1,0 +1,156 @@
+"""How much slower than the engine is the page? One command, one table, everything in one run on this machine.
+
+    python tests/benchmark/page.py [--streams 1 16 64] [--pages ours load_chat] [--tokens 256] [--rate 50] [--json FILE]
+
+A scripted engine sends TOKENS tokens at RATE a second to each of N visitors, who all press Enter at the same time, on
+our page and on the competitors' (competitors.py); "floor" reads the engine directly. Stretch is the time from Enter to
+the last token over the engine's own. Every stream is checked: every token, in order, exactly once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import aiohttp
+import psutil
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(HERE))
+
+from browser import Seen, Visitor  # noqa: E402
+from engine import MODEL, token  # noqa: E402
+
+PAGES = ["floor", "ours", "interface", "generate_page", "load_chat"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(command: list[str], core: int | None = None, **env: str) -> psutil.Popen:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = psutil.Popen([sys.executable, *command], env={**os.environ, **env}, cwd=ROOT, **quiet)
+    if core is not None and len(os.sched_getaffinity(0)) > 1:
+        process.cpu_affinity([core])
+    return process
+
+
+async def config_of(http: aiohttp.ClientSession, url: str) -> dict:
+    for _ in range(600):
+        try:
+            async with http.get(f"{url}/config") as answer:
+                if answer.status == 200:
+                    return await answer.json()
+        except aiohttp.ClientError:
+            pass
+        await asyncio.sleep(0.1)
+    raise SystemExit(f"{url} did not come up")
+
+
+async def read_directly(http: aiohttp.ClientSession, url: str) -> Seen:
+    """The floor: the same stream, straight from the engine."""
+    seen, began = Seen(), time.perf_counter()
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+    async with http.post(f"{url}/v1/chat/completions", json=body) as answer:
+        async for line in answer.content:
+            if line.startswith(b"data: {"):
+                for choice in json.loads(line[6:])["choices"]:
+                    if text := choice["delta"].get("content"):
+                        seen.text += text
+                        seen.done = time.perf_counter() - began
+                        seen.updates.append(seen.done)
+    return seen
+
+
+def summary(name: str, seen: list[Seen], tokens: int, rate: float, cpu: float, memory: int) -> dict:
+    expected = "".join(token(number) for number in range(tokens)).strip()
+    broken = sum(one.text.strip() != expected for one in seen)
+    if broken:
+        raise SystemExit(f"{name}: {broken} of {len(seen)} streams lost, repeated or reordered tokens")
+    first = sorted(one.updates[0] for one in seen)
+    gaps = sorted(b - a for one in seen for a, b in itertools.pairwise(one.updates))
+    return {
+        "page": name,
+        "streams": len(seen),
+        "stretch": statistics.median(one.done for one in seen) / (tokens / rate),
+        "stretch_worst": max(one.done for one in seen) / (tokens / rate),
+        "first_p50_ms": statistics.median(first) * 1000 - 1000 / rate,  # over the engine's own
+        "first_p99_ms": first[int(0.99 * (len(first) - 1))] * 1000 - 1000 / rate,
+        "gap_p99_ms": gaps[int(0.99 * (len(gaps) - 1))] * 1000 if gaps else 0.0,
+        "cpu_s_per_1000_tokens": cpu / (len(seen) * tokens / 1000),
+        "memory_mib": memory / 2**20,
+    }
+
+
+async def measure(name: str, streams: int, tokens: int, rate: float) -> dict:
+    """One page with one number of streams, in processes of its own."""
+    engine_url = f"http://127.0.0.1:{(engine_port := free_port())}"
+    port = free_port()
+    engine = start([str(HERE / "engine.py"), str(engine_port), str(tokens), str(rate)], core=0)
+    page = None
+    if name == "ours":
+        limits = {"MAX_CONCURRENCY": "1000", "MAX_QUEUE": "1000"}
+        page = start(["app.py", "--port", str(port)], MODEL_URL=engine_url, **limits)
+    elif name != "floor":
+        page = start([str(HERE / "competitors.py"), name, engine_url, str(port)])
+    try:
+        timeout = aiohttp.ClientTimeout(total=600)
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as http:
+            if page is None:
+                await asyncio.sleep(1)
+                cpu, memory = 0.0, 0
+                seen = await asyncio.gather(*(read_directly(http, engine_url) for _ in range(streams)))
+            else:
+                url = f"http://127.0.0.1:{port}"
+                config = await config_of(http, url)
+                visitors = [Visitor(http, url, json.loads(json.dumps(config))) for _ in range(streams + 1)]
+                await visitors[0].ask("warm up")
+                before = sum(page.cpu_times()[:2])
+                seen = await asyncio.gather(*(visitor.ask("Hi") for visitor in visitors[1:]))
+                cpu, memory = sum(page.cpu_times()[:2]) - before, page.memory_info().rss
+            return summary(name, list(seen), tokens, rate, cpu, memory)
+    finally:
+        for process in filter(None, (page, engine)):
+            process.kill()
+            process.wait()
+
+
+COLUMNS = ["page", "streams", "stretch", "stretch_worst", "first_p50_ms", "first_p99_ms", "gap_p99_ms",
+           "cpu_s_per_1000_tokens", "memory_mib"]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64, 128, 256])
+    parser.add_argument("--pages", nargs="+", default=PAGES, choices=PAGES)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--rate", type=float, default=50, help="tokens a second of each stream")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    options = parser.parse_args()
+    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
+    rows = []
+    for streams in options.streams:
+        for name in options.pages:
+            row = asyncio.run(measure(name, streams, options.tokens, options.rate))
+            cells = [f"{row[name]:.3g}" if isinstance(row[name], float) else str(row[name]) for name in COLUMNS]
+            print("| " + " | ".join(cells) + " |", flush=True)
+            rows.append(row)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
