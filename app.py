@@ -30,15 +30,16 @@ except errors.SettingsError as error:
     print(*(f"ERROR: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
     sys.exit(2)
 
-from vllm_space import preflight  # noqa: E402
+from vllm_space import hardware, preflight  # noqa: E402
 
-if IS_MAIN and not config.servers and not preflight.no_gpu(config):
+no_gpu = preflight.no_gpu(config)
+if IS_MAIN and not config.servers and not no_gpu:
     boot_with_start_script()
 
 from vllm_space import server, ui  # noqa: E402  (Gradio takes seconds to import)
 
 catalog = server.catalog(config)
-demo = ui.build(config, catalog)
+demo = ui.build_without_gpu(config, hardware.space()) if no_gpu else ui.build(config, catalog)
 
 if IS_MAIN:
     server.serve(demo, config, catalog)

@@ -164,7 +164,8 @@ def test_too_many_deaths_end_it_with_the_cause(start):
 def test_a_space_without_a_gpu_gets_a_page_and_no_crash_loop(start, zero_gpu):
     running, url = start([sys.executable, str(ROOT / "app.py")], SPACE_ID="me/my-space", SPACES_ZERO_GPU=zero_gpu)
     wait_for(lambda: requests.get(f"{url}/healthz", timeout=5).status_code == 503, 60, "the page")
-    assert requests.get(url, timeout=5).ok
+    assert "There is no engine" in requests.get(f"{url}/healthz", timeout=5).json()["reason"]
+    assert "https://huggingface.co/spaces/me/my-space/settings" in requests.get(f"{url}/config", timeout=5).text
     assert not any("scripted_api_server" in one.cmdline() for one in running.family())
 
 

@@ -75,7 +75,7 @@ class Door:
         answers = await asyncio.gather(*(self._answers(server) for server in self.catalog.servers))
         if any(answers):
             return JSONResponse({"status": "ok"})
-        reason = str(errors.unreachable()) if answers else "No model server is set up."
+        reason = str(errors.unreachable() if answers else errors.no_server())
         return JSONResponse({"status": "down", "reason": reason}, 503)
 
     async def _answers(self, server: Server) -> bool:

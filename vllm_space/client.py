@@ -310,7 +310,7 @@ class Catalog:
                 return model
         if found:
             raise errors.Refused(f"There is no model {label!r} here. There is: {', '.join(m.label for m in found)}.")
-        raise errors.Unreachable(next(iter(self._errors.values()), "No model server is set up."))
+        raise errors.Unreachable(next(iter(self._errors.values()))) if self._errors else errors.no_server()
 
     def _refresh(self) -> None:
         with self._lock:

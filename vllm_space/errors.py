@@ -53,6 +53,10 @@ def unreachable(label: str = "") -> Unreachable:
     return Unreachable(f"{who} cannot be reached. It may be starting or down: wait a minute and try again.")
 
 
+def no_server() -> Unreachable:
+    return Unreachable("There is no engine: this Space has no GPU, and MODEL_URL names no other server.")
+
+
 def timed_out(seconds: float) -> TimedOut:
     return TimedOut(
         f"The model sent nothing for {seconds:g} seconds. Try again with a shorter prompt, or raise REQUEST_TIMEOUT."

@@ -15,6 +15,7 @@ import gradio as gr
 
 from vllm_space import client, errors, sampling
 from vllm_space.client import Catalog, Message
+from vllm_space.hardware import Space
 from vllm_space.settings import DEMO_MODEL_NAME, Settings
 from vllm_space.streaming import Answer, Streams
 
@@ -54,6 +55,21 @@ DEMO_NOTE = (
     "This is a **demo model** of three million parameters that runs on any CPU. It answers questions about this "
     "Space and knows nothing else. Set `MODEL_ID` to serve a real one."
 )
+
+NO_GPU = """
+## One step left: this Space needs a GPU
+
+{kind}, and vLLM needs one for as long as it serves.
+
+1. Open the **[settings of this Space]({settings})**.
+2. Under *Space hardware* choose a GPU. The smallest one fits the default model; the
+   **[price list](https://huggingface.co/pricing#spaces)** says what each costs, and *Sleep time* in the same settings
+   stops the cost when nobody comes.
+3. Confirm. The Space restarts by itself, and this page becomes the chat.
+
+**No GPU wanted?** Set the variable `MODEL_URL` to a model server that runs elsewhere (any OpenAI-compatible address), and
+its key as the secret `MODEL_API_KEY`: then this Space is the page and runs on free hardware.
+"""
 
 CSS = """
 .gradio-container > .main { max-width: 1280px; width: 100%; margin: 0 auto; }
@@ -105,6 +121,14 @@ def build(config: Settings, catalog: Catalog) -> gr.Blocks:
         page.wire_completion()
         page.wire_api()
         demo.load(page.greet, None, [page.about, page.model, page.chatbot], show_progress="hidden", **PRIVATE)
+    return demo
+
+
+def build_without_gpu(config: Settings, space: Space) -> gr.Blocks:
+    """What the owner of a fresh duplicate sees first: the Space has no GPU, and how to give it one."""
+    kind = "ZeroGPU lends a GPU for seconds only" if space.zero_gpu else "This hardware has no GPU"
+    with gr.Blocks(title=config.app_title, analytics_enabled=False) as demo:
+        gr.Markdown(f"# {config.app_title}\n\n" + NO_GPU.format(kind=kind, settings=space.settings_url))
     return demo
 
 
