@@ -1,5 +1,8 @@
 """The password door, in front of the page and of every Gradio endpoint, over real HTTP."""
 
+import sys
+import time
+
 import gradio_client
 import pytest
 import requests
@@ -42,9 +45,28 @@ def test_a_forged_cookie_is_no_login(page, engine):
         assert requests.get(f"{url}/config", cookies={"vllm_space_login": cookie}, timeout=5).status_code == 401
 
 
-def test_half_a_login_never_starts_an_open_page(program):
-    import sys
+def test_guessing_takes_longer_and_longer_and_does_not_shut_out_others(page, engine):
+    url = page(engine.url, APP_USERNAME="alice", APP_PASSWORD="right", SPACE_ID="me/x")
 
+    def sign_in(password: str, came_from: str) -> requests.Response:
+        # The visitor may send any header; the platform's proxy appends the address it sees.
+        headers = {"X-Forwarded-For": f"1.2.3.4, {came_from}"}
+        return requests.post(
+            f"{url}/login", data={"username": "alice", "password": password}, headers=headers, timeout=5
+        )
+
+    guesser, owner = "9.9.9.9", "8.8.8.8"
+    assert [sign_in(f"guess {n}", guesser).status_code for n in range(5)] == [400] * 5
+    shut_out = sign_in("right", guesser)
+    assert shut_out.status_code == 429
+    assert 1 <= int(shut_out.headers["Retry-After"]) <= 2
+    assert sign_in("right", owner).status_code == 200
+    time.sleep(1.1)
+    assert sign_in("wrong again", guesser).status_code == 400
+    assert int(sign_in("right", guesser).headers["Retry-After"]) == 2
+
+
+def test_half_a_login_never_starts_an_open_page(program):
     app = program([sys.executable, "app.py"], MODEL_URL="http://127.0.0.1:9", APP_PASSWORD="hunter2-marked")
     assert app.process.wait(30) == 2
     assert "APP_USERNAME is not set" in app.output

@@ -9,7 +9,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import html
+import ipaddress
 import json
+import math
+import time
+from collections import OrderedDict
 from string import Template
 
 from itsdangerous import BadSignature, URLSafeTimedSerializer
@@ -23,6 +27,9 @@ from vllm_space.settings import Settings
 
 COOKIE = "vllm_space_login"
 STAYS_SIGNED_IN = 30 * 24 * 3600  # seconds
+FREE_FAILURES = 5  # wrong passwords of one address before it has to wait
+LONGEST_WAIT = 300  # seconds
+REMEMBERED = 10_000  # addresses; the oldest is forgotten, so that a flood cannot fill the memory
 
 # Paths that need no login. Gradio calls the last one on itself when it starts.
 OPEN = ("/healthz", "/login", "/logout", "/login/huggingface", "/login/callback", "/gradio_api/startup-events")
@@ -39,6 +46,7 @@ class Guard:
         # The key is made of the passwords: logins survive a restart, and end when a password changes.
         key = hashlib.sha256(json.dumps(sorted(self.logins.items())).encode()).hexdigest()
         self.signer = URLSafeTimedSerializer(key, salt=COOKIE)
+        self.failures: OrderedDict[str, tuple[int, float]] = OrderedDict()  # address -> (how many, when it may again)
 
     def user(self, request: Request) -> str | None:
         """The signed-in visitor's name, or None."""
@@ -72,9 +80,18 @@ class Guard:
         form = await request.form()
         name, password = str(form.get("username", "")).strip(), str(form.get("password", ""))
         browser = "text/html" in request.headers.get("accept", "")
+        address = client_address(request, self.space)
+        wait = math.ceil(self.failures.get(address, (0, 0.0))[1] - time.monotonic())
+        if wait > 0:
+            message = f"Too many wrong passwords: try again in {wait} s."
+            response: Response = self.page(message, 429) if browser else JSONResponse({"detail": message}, 429)
+            response.headers["Retry-After"] = str(wait)
+            return response
         if not self._matches(name, password):
+            self._count_failure(address)
             message = "This name and password do not match."
             return self.page(message) if browser else JSONResponse({"detail": message}, 400)
+        self.failures.pop(address, None)
         root = request.scope.get("root_path", "") + "/"
         response = RedirectResponse(root, 303) if browser else JSONResponse({"success": True})
         token = self.signer.dumps(name)
@@ -84,6 +101,13 @@ class Guard:
             COOKIE, token, STAYS_SIGNED_IN, httponly=True, secure=secure, samesite="none" if secure else "lax"
         )
         return response
+
+    def _count_failure(self, address: str) -> None:
+        count = self.failures.pop(address, (0, 0.0))[0] + 1
+        wait = min(2 ** (count - FREE_FAILURES), LONGEST_WAIT) if count >= FREE_FAILURES else 0
+        self.failures[address] = (count, time.monotonic() + wait)
+        if len(self.failures) > REMEMBERED:
+            self.failures.popitem(last=False)
 
     def _matches(self, name: str, password: str) -> bool:
         """Whether that is one of the logins, in a time that tells nothing of either."""
@@ -111,6 +135,23 @@ class Guard:
             ),
             status,
         )  # fmt: skip
+
+
+def client_address(request: Request, space: Space | None) -> str:
+    """Where a request comes from. On a Space, what its proxy says; elsewhere a header could say anything.
+
+    A proxy appends the address it sees, so the last public one is true, whatever the visitor sent in front of it.
+    """
+    direct = request.client.host if request.client else ""
+    if not space:
+        return direct
+    for part in reversed(request.headers.get("x-forwarded-for", "").split(",")):
+        try:
+            if ipaddress.ip_address(part.strip()).is_global:
+                return part.strip()
+        except ValueError:
+            continue
+    return direct
 
 
 def _digest(text: str) -> bytes:

@@ -62,13 +62,13 @@ NO_GPU = """
 {kind}, and vLLM needs one for as long as it serves.
 
 1. Open the **[settings of this Space]({settings})**.
-2. Under *Space hardware* choose a GPU. The smallest one fits the default model; the
+2. Under *Space hardware* choose a GPU. The smallest fits the default model; the
    **[price list](https://huggingface.co/pricing#spaces)** says what each costs, and *Sleep time* in the same settings
    stops the cost when nobody comes.
 3. Confirm. The Space restarts by itself, and this page becomes the chat.
 
-**No GPU wanted?** Set the variable `MODEL_URL` to a model server that runs elsewhere (any OpenAI-compatible address), and
-its key as the secret `MODEL_API_KEY`: then this Space is the page and runs on free hardware.
+**No GPU wanted?** Set the variable `MODEL_URL` to a model server that runs elsewhere (any OpenAI-compatible address),
+and its key as the secret `MODEL_API_KEY`: then this Space is the page and runs on free hardware.
 """
 
 CSS = """
