@@ -52,7 +52,7 @@ EXAMPLES = (
     "Help me word a polite reminder about an unpaid invoice.",
 )
 DEMO_NOTE = (
-    "This is a **demo model** of three million parameters that runs on any CPU. It answers questions about this "
+    "This is a **demo model** of 3 million parameters that runs on any CPU. It answers questions about this "
     "Space and knows nothing else. Set `MODEL_ID` to serve a real one."
 )
 
