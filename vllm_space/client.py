@@ -305,9 +305,10 @@ class Catalog:
     def find(self, label: str | None = None) -> Model:
         """The model of that label (or name); without one, the first. Raises ModelError where there is none."""
         found = self.models()
-        for model in found:
-            if not label or label in (model.label, model.name):
-                return model
+        for names in ([model.label for model in found], [model.name for model in found]):
+            for model, name in zip(found, names, strict=True):
+                if not label or label == name:
+                    return model
         if found:
             raise errors.Refused(f"There is no model {label!r} here. There is: {', '.join(m.label for m in found)}.")
         raise errors.Unreachable(next(iter(self._errors.values()))) if self._errors else errors.no_server()
