@@ -57,7 +57,7 @@ KEPT_HEADERS = ("content-type", "content-length", "content-encoding", "cache-con
 RETRY_AFTER = 5  # seconds that a client is told to wait for an engine that is down
 HEALTH_FRESH = 1.0  # seconds for which an engine's health is not asked for again
 # Seconds that an idle connection to an engine is kept: less than vLLM's own 5, or a request may meet its end.
-KEEP_ALIVE = 2
+KEEP_ALIVE = 4
 
 # What Anthropic's clients expect an error to be called. Others are `invalid_request_error`, or from 500 `api_error`.
 ANTHROPIC_ERRORS = {
@@ -210,10 +210,12 @@ class Door:
             await self._check_rate(who)
             body = await _read(request)
             log.info("%s %s by %s", request.method, path, who)
-            if path == "/v1/models" and len(self.catalog.servers) != 1:
+            if path == "/v1/models" and len(self.catalog.servers) > 1:
                 response = JSONResponse(await self._all_models())
                 return await response(scope, receive, send)
-            server, body = await self._route(body) if body else (self.catalog.servers[0], body)
+            server = self.catalog.servers[0]
+            if request.method == "POST":
+                server, body = await self._route(body)
             await _while_connected(receive, self._relay(server, request, body, send))
         except Refusal as refusal:
             if who:

@@ -2,9 +2,11 @@
 
     python tests/benchmark/door.py [--engine URL --engine-key KEY --space URL --key KEY]
 
-Without addresses it boots ./start.sh with the demo model. It alternates between the two, so that whatever else the
-machine does falls on both, and prints medians: seconds from sending a request to the first event of its answer, and
-tokens a second over all streams. The client reads plain sockets, to take little of the machine for itself.
+Without addresses it boots ./start.sh with the demo model. So many streams run all the time, each the next answer
+after the last, of lengths that differ. The two sides take turns, so that whatever else the machine does falls on both.
+Printed are medians: the time from sending a request to the first event of its answer; tokens a second over all
+streams; and the ratio of each turn at the door to the turn at the engine beside it. The client reads plain sockets, to
+take little of the machine for itself.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
 import sys
 import tempfile
 import time
@@ -26,8 +29,9 @@ import requests
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from conftest import API_KEY, ROOT, Program, free_port
 
-TOKENS = 128  # of each answer
-ROUNDS = {1: 40, 32: 10}  # streams -> rounds of each side
+TOKENS = (64, 192)  # of an answer: least and most
+ANSWERS = 4  # of each stream in one turn
+TURNS = {1: 20, 32: 12}  # streams -> turns of each side
 MESSAGES = [{"role": "user", "content": "Tell me everything about this Space."}]
 
 
@@ -39,13 +43,13 @@ class Side:
     key: str
     model: str = ""
     first: list[float] = field(default_factory=list)  # seconds to the first event, of every stream
-    speed: list[float] = field(default_factory=list)  # tokens a second, of every round
+    speed: list[float] = field(default_factory=list)  # tokens a second, of every turn
 
-    async def stream(self) -> None:
-        """One chat answer of exactly TOKENS tokens. Raises RuntimeError where it is anything else."""
+    async def answer(self, tokens: int) -> float:
+        """Ask for a chat answer of exactly so many tokens; the seconds to its first event. Raises RuntimeError."""
         body = json.dumps({
             "model": self.model, "messages": MESSAGES, "temperature": 0,
-            "max_tokens": TOKENS, "ignore_eos": True, "stream": True,
+            "max_tokens": tokens, "ignore_eos": True, "stream": True,
         }).encode()  # fmt: skip
         address = urlsplit(self.url)
         head = (
@@ -64,31 +68,39 @@ class Side:
         writer.close()
         if b"data: [DONE]" not in received or received.count(b'"finish_reason":"length"') != 1:
             raise RuntimeError(f"{self.url} did not give a whole answer:\n{received.decode(errors='replace')[-2000:]}")
-        self.first.append(first)
+        return first
 
-    async def round(self, streams: int) -> None:
+    async def stream(self, lengths: list[int]) -> None:
+        for number, tokens in enumerate(lengths):
+            first = await self.answer(tokens)
+            if number or len(lengths) == 1:
+                self.first.append(first)  # not the one with which all streams begin at once
+
+    async def turn(self, streams: int, seed: int) -> None:
+        """The same work for the same seed."""
+        dice = random.Random(seed)
+        work = [[dice.randint(*TOKENS) for _ in range(ANSWERS)] for _ in range(streams)]
         began = time.perf_counter()
-        await asyncio.gather(*(self.stream() for _ in range(streams)))
-        self.speed.append(streams * TOKENS / (time.perf_counter() - began))
+        await asyncio.gather(*(self.stream(lengths) for lengths in work))
+        self.speed.append(sum(map(sum, work)) / (time.perf_counter() - began))
 
 
 async def measure(engine: Side, door: Side) -> list[str]:
     """The rows of the table."""
     rows = []
-    for streams, rounds in ROUNDS.items():
+    for streams, turns in TURNS.items():
         for side in (engine, door):
-            await side.round(streams)  # warm
+            await side.turn(streams, seed=0)  # warm
             side.first.clear()
             side.speed.clear()
-        for number in range(rounds):
+        for number in range(turns):
             for side in (engine, door) if number % 2 else (door, engine):
-                await side.round(streams)
-        first, speed = [[median(numbers) for numbers in pair] for pair in
-                        ((engine.first, door.first), (engine.speed, door.speed))]  # fmt: skip
-        engine_ms, door_ms = first[0] * 1000, first[1] * 1000
+                await side.turn(streams, seed=number)
+        first = [median(side.first) * 1000 for side in (engine, door)]
+        ratio = median(there / here for there, here in zip(door.speed, engine.speed, strict=True))
         rows.append(
-            f"| {streams} | {engine_ms:.1f} ms | {door_ms:.1f} ms | {door_ms - engine_ms:+.1f} ms "
-            f"| {speed[0]:.0f} | {speed[1]:.0f} | {speed[1] / speed[0]:.3f} |"
+            f"| {streams} | {first[0]:.1f} ms | {first[1]:.1f} ms | {first[1] - first[0]:+.1f} ms "
+            f"| {median(engine.speed):.0f} | {median(door.speed):.0f} | {ratio:.3f} |"
         )
     return rows
 
@@ -117,7 +129,7 @@ def main() -> None:
     finally:
         if running:
             running.stop()
-    print(f"{TOKENS} tokens an answer, {psutil.cpu_count()} cores, load {psutil.getloadavg()[0]:.1f}\n")
+    print(f"{TOKENS[0]} to {TOKENS[1]} tokens an answer, {psutil.cpu_count()} cores\n")
     print("| streams | first event: engine | door | | tokens/s: engine | door | ratio |")
     print("|---|---|---|---|---|---|---|")
     print(*rows, sep="\n")
