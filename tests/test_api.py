@@ -137,7 +137,8 @@ def test_each_keys_requests_are_counted_and_its_name_is_in_the_log(engine, caplo
     [
         "/v1", "/v1/", "/v1//models", "//v1/models", "/v1/models/", "/v1/./models", "/v1/../v1/models",
         "/v1/../metrics", "/v1/%2e%2e/metrics", "/v1/..%2fmetrics", "/v1%2Fmodels", "/v1/%6dodels", "/v1/models%00",
-        "/v1/models%20", "/v1/models;a=b", "/V1/models", "/v1/MODELS", "/./v1/models", "/../metrics", "/metrics", "/tokenize/../metrics",
+        "/v1/models%20", "/v1/models;a=b", "/V1/models", "/v1/MODELS", "/./v1/models", "/../metrics", "/metrics",
+        "/tokenize/../metrics",
         "/v1/load_lora_adapter", "/sleep", "/v1\\models", "/v1/models%3Fx", "/v1/models%23", "/%76%31/models",
         "http://engine/metrics", "http://127.0.0.1/v1/../metrics", "*", "/v1/models/scripted", "/v1/responses/x/cancel",
     ],

@@ -187,13 +187,19 @@ class Door:
         return JSONResponse({"status": "down", "reason": str(reason)}, 503)
 
     async def _answers(self, server: Server) -> bool:
+        status = await self._status(f"{server.url}/health", server)
+        if status == 503:  # vllm-router says so as soon as one of its replicas is down, though the others answer
+            status = await self._status(f"{server.url}/readiness", server)
+            return status == 200
+        return 0 < status < 500  # servers that are not vLLM may lack /health, and still answer
+
+    async def _status(self, url: str, server: Server) -> int:
+        """The HTTP status of an address, 0 where nothing answers."""
+        timeout = aiohttp.ClientTimeout(total=3)
         with suppress(aiohttp.ClientError, asyncio.TimeoutError):
-            timeout = aiohttp.ClientTimeout(total=3)
-            async with self.sessions[server.url].get(
-                f"{server.url}/health", headers=server.headers, timeout=timeout
-            ) as answer:
-                return answer.status < 500  # servers that are not vLLM may lack /health, and still answer
-        return False
+            async with self.sessions[server.url].get(url, headers=server.headers, timeout=timeout) as answer:
+                return answer.status
+        return 0
 
     # -- the engine's API ------------------------------------------------------------------------------------
 

@@ -323,7 +323,10 @@ class Catalog:
                 for one, answer in zip(self.servers, pool.map(_models_or_error, self.servers), strict=True):
                     if isinstance(answer, list):
                         found += answer
-                    else:
+                    elif isinstance(answer, errors.Unreachable):
+                        failed[one.label] = str(answer)
+                    else:  # it is there and stumbles, as a router does while it loses a replica
+                        found += [model for model in self._models if model.server == one]
                         failed[one.label] = str(answer)
             self._models, self._errors, self._asked = found, failed, time.monotonic()
 
