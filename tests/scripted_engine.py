@@ -77,7 +77,11 @@ def _handler(engine: ScriptedEngine) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             engine.requests.append((self.path, dict(self.headers), body))
-            answer = engine.script(self.path, body)
+            try:
+                answer = engine.script(self.path, body)
+            except Cut:
+                self.close_connection = True
+                return
             if isinstance(answer, tuple):
                 self.reply(*answer)
                 return

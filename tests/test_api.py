@@ -336,6 +336,27 @@ def test_the_right_class_of_error_is_raised(url):
         chat.files.list()
 
 
+def test_a_kept_connection_that_was_closing_is_no_failure():
+    def script(path, body):
+        if len(closing.requests) == 2:
+            raise Cut
+        return 200, {"request": len(closing.requests)}
+
+    closing = ScriptedEngine(script)
+    with closing.running(), door(closing.url) as url:
+        assert [post(url).json()["request"] for _ in range(3)] == [1, 3, 4]
+
+
+def test_an_engine_that_hangs_up_on_every_request_is_down():
+    def script(path, body):
+        raise Cut
+
+    rude = ScriptedEngine(script)
+    with rude.running(), door(rude.url) as url:
+        assert post(url).status_code == 503
+    assert len(rude.requests) == 3
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
 def test_a_stream_that_breaks_off_says_so(path):
     def script(path, body):

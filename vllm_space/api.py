@@ -58,6 +58,7 @@ RETRY_AFTER = 5  # seconds that a client is told to wait for an engine that is d
 HEALTH_FRESH = 1.0  # seconds for which an engine's health is not asked for again
 # Seconds that an idle connection to an engine is kept: less than vLLM's own 5, or a request may meet its end.
 KEEP_ALIVE = 4
+STALE_WITHIN = 1.0  # seconds in which a kept connection shows that it was dead; later, the engine is
 
 # What Anthropic's clients expect an error to be called. Others are `invalid_request_error`, or from 500 `api_error`.
 ANTHROPIC_ERRORS = {
@@ -319,15 +320,10 @@ class Door:
         Cancelled, it closes the connection to the engine, which then stops.
         """
         path = request.url.path
-        query = request.url.query
-        url = URL(f"{server.url}{path}{'?' if query else ''}{query}", encoded=True)
-        headers = {name: request.headers[name] for name in PASSED_HEADERS if name in request.headers}
         started = streams = False
         last = b""
         try:
-            async with self.sessions[server.url].request(
-                request.method, url, data=body or None, headers=headers | server.headers, allow_redirects=False
-            ) as answer:
+            async with await self._ask(server, request, body) as answer:
                 await self._check_answer(server, answer)
                 kept = {name: answer.headers[name] for name in KEPT_HEADERS if name in answer.headers}
                 if answer.status in (502, 503):
@@ -350,6 +346,26 @@ class Door:
                 event += b"data: " + _down(errors.cut_off()).body(path) + b"\n\n"
                 await send({"type": "http.response.body", "body": event})
             # Else the connection ends here, with the answer incomplete: that is what the client must see.
+
+    async def _ask(self, server: Server, request: Request, body: bytes) -> aiohttp.ClientResponse:
+        """The engine's answer, of which no more than the head has come. Raises what aiohttp raises."""
+        query = f"?{request.url.query}" if request.url.query else ""
+        url = URL(server.url + request.url.path + query, encoded=True)
+        headers = {name: request.headers[name] for name in PASSED_HEADERS if name in request.headers}
+        tries = 0
+        while True:
+            tries += 1
+            began = time.monotonic()
+            try:
+                return await self.sessions[server.url].request(
+                    request.method, url, data=body or None, headers=headers | server.headers, allow_redirects=False
+                )
+            except aiohttp.ClientConnectorError:
+                raise
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                # A kept connection that the engine was just closing, as it does after an error of its own.
+                if tries == 3 or time.monotonic() - began > STALE_WITHIN:
+                    raise
 
     async def _check_answer(self, server: Server, answer: aiohttp.ClientResponse) -> None:
         """Raise Refusal for what would mislead a client of ours: the engine's view of our key, or a web page."""
