@@ -281,9 +281,13 @@ def _session(server: Server) -> Iterator[requests.Session]:
 
 
 class Catalog:
-    """The models of all servers, asked for again when the answer is older than `FRESH` seconds."""
+    """The models of all servers, asked for again when the answer is older than `FRESH` seconds.
+
+    `FRESH_ERROR` seconds where a server did not answer: every request would wait for it otherwise.
+    """
 
     FRESH = 5.0
+    FRESH_ERROR = 1.0
 
     def __init__(self, servers: list[Server]):
         self.servers = servers
@@ -314,8 +318,11 @@ class Catalog:
         raise errors.Unreachable(next(iter(self._errors.values()))) if self._errors else errors.no_server()
 
     def _refresh(self) -> None:
-        with self._lock:
-            if time.monotonic() - self._asked < self.FRESH and self._models and not self._errors:
+        if not self._lock.acquire(blocking=not self._models):
+            return  # another thread asks just now, and may have to wait for a server that is down
+        try:
+            fresh = self.FRESH if self._models and not self._errors else self.FRESH_ERROR
+            if time.monotonic() - self._asked < fresh:
                 return
             found: list[Model] = []
             failed: dict[str, str] = {}
@@ -329,6 +336,8 @@ class Catalog:
                         found += [model for model in self._models if model.server == one]
                         failed[one.label] = str(answer)
             self._models, self._errors, self._asked = found, failed, time.monotonic()
+        finally:
+            self._lock.release()
 
 
 def _models_or_error(server: Server) -> list[Model] | errors.ModelError:
