@@ -391,6 +391,15 @@ def test_the_legacy_server_has_no_openai_api():
     assert answer.json()["error"]["code"] == "legacy_server"
 
 
+def test_without_an_engine_that_is_what_it_says():
+    with door({}) as url:
+        for path, method in api.ALLOWED.items():
+            answer = requests.request(method, url + path, headers=KEY, json=CHAT, timeout=5)
+            assert answer.status_code == 503, path
+            assert "There is no engine" in answer.text
+        assert "There is no engine" in requests.get(f"{url}/healthz", timeout=5).json()["reason"]
+
+
 # -- health --------------------------------------------------------------------------------------------------
 
 

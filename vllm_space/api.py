@@ -215,6 +215,8 @@ class Door:
             self.counts[who]["requests"] += 1
             self._check_path(request)
             await self._check_rate(who)
+            if not self.catalog.servers:
+                raise _down(errors.no_server())
             body = await _read(request)
             log.info("%s %s by %s", request.method, path, who)
             if path == "/v1/models" and len(self.catalog.servers) > 1:

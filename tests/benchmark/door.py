@@ -31,7 +31,7 @@ from conftest import API_KEY, ROOT, Program, free_port
 
 TOKENS = (64, 192)  # of an answer: least and most
 ANSWERS = 4  # of each stream in one turn
-TURNS = {1: 20, 32: 12}  # streams -> turns of each side
+TURNS = {1: 16, 32: 8}  # streams -> turns of each side
 MESSAGES = [{"role": "user", "content": "Tell me everything about this Space."}]
 
 
