@@ -19,7 +19,7 @@ def boot_with_start_script() -> None:
 
 
 IS_MAIN = __name__ == "__main__"
-if IS_MAIN and not all(map(find_spec, ("gradio", "requests", "pydantic_settings"))):
+if IS_MAIN and not all(map(find_spec, ("gradio", "requests", "pydantic_settings", "aiohttp", "limits"))):
     boot_with_start_script()  # it installs what is missing
 
 from vllm_space import errors, settings  # noqa: E402

@@ -45,7 +45,7 @@ engine_elsewhere() { # is a running server to be used, so that no vLLM is needed
 gpu_here() {
   [ "$(setting ENGINE_DEVICE)" != cpu ] && command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1
 }
-page_modules="gradio pydantic_settings requests huggingface_hub"
+page_modules="gradio pydantic_settings requests huggingface_hub aiohttp limits"
 if engine_elsewhere "$@"; then
   grep -v '^vllm' "$ROOT/requirements.txt" >"$RUN_DIR/requirements-page.txt"
   choose_environment page "$page_modules" "$RUN_DIR/requirements-page.txt"

@@ -26,6 +26,8 @@ class ScriptedEngine:
     script: Callable[[str, dict], Any] = lambda path, body: (200, {})
     models: list[str] | None = field(default_factory=lambda: ["scripted"])  # None: no /v1/models (the legacy server)
     requests: list[tuple[str, dict, dict]] = field(default_factory=list)  # (path, headers, body) of every POST
+    text_type: str = "text/plain"  # content type of an answer that is text
+    asked: list[str] = field(default_factory=list)  # "METHOD path" of every request
     left: threading.Event = field(default_factory=threading.Event)  # set when a client left in mid-stream
     url: str = ""
 
@@ -52,10 +54,16 @@ def _handler(engine: ScriptedEngine) -> type[BaseHTTPRequestHandler]:
         def reply(self, status: int, body: object) -> None:
             data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
             self.send_response(status)
-            self.send_header("Content-Type", "text/plain" if isinstance(body, str) else "application/json")
+            self.send_header("Content-Type", engine.text_type if isinstance(body, str) else "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
+
+        def parse_request(self) -> bool:
+            read = super().parse_request()
+            if read:
+                engine.asked.append(f"{self.command} {self.path}")
+            return read
 
         def do_GET(self) -> None:
             if self.path == "/v1/models" and engine.models is not None:
@@ -69,7 +77,11 @@ def _handler(engine: ScriptedEngine) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             engine.requests.append((self.path, dict(self.headers), body))
-            answer = engine.script(self.path, body)
+            try:
+                answer = engine.script(self.path, body)
+            except Cut:
+                self.close_connection = True
+                return
             if isinstance(answer, tuple):
                 self.reply(*answer)
                 return

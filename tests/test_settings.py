@@ -34,6 +34,8 @@ def load(monkeypatch, *argv: str, **variables: str) -> settings.Settings:
         ("ENGINE_ARGS", "--max-num-seqs 8 -x 'my file'", ("--max-num-seqs", "8", "-x", "my file")),
         ("OAUTH_ALLOWED", "alice, acme", ("alice", "acme")),
         ("APP_EXAMPLES", '["a, b", "c"]', ("a, b", "c")),
+        ("API_CORS_ORIGINS", "https://a.example, http://localhost:3000", ("https://a.example", "http://localhost:3000")),
+        ("API_CORS_ORIGINS", "*", ("*",)),
         ("APP_EXAMPLES", "a, b\nc\n", ("a, b", "c")),
     ],
 )  # fmt: skip
@@ -63,6 +65,9 @@ def test_reads(monkeypatch, name, value, expected):
         ("MODELS", '{"a": "ftp://x"}'),
         ("APP_THEME", "neon"),
         ("MAX_QUEUE", "many"),
+        ("API_RATE_LIMIT", "0"),
+        ("API_CORS_ORIGINS", "a.example"),
+        ("API_CORS_ORIGINS", "https://a.example/"),
         ("TRUST_REMOTE_CODE", "perhaps"),
     ],
 )
@@ -93,6 +98,8 @@ def test_all_bad_values_are_reported_at_once(monkeypatch):
         ({"APP_PASSWORD": "hunter2-marked"}, "APP_USERNAME"),
         ({"APP_USERS": "alice:ok,hunter2-marked"}, "APP_USERS"),
         ({"APP_USERS": "alice:hunter2-marked,:x"}, "APP_USERS"),
+        ({"API_KEYS": "hunter2-marked,phone:"}, "API_KEYS"),
+        ({"API_KEYS": ":"}, "API_KEYS"),
         ({"MODEL_URL": "http://a", "MODELS": '{"b": "http://b"}'}, "MODELS"),
     ],
 )

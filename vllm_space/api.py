@@ -1,6 +1,6 @@
-"""The other door: /healthz, and the engine's OpenAI API under /v1 for those who hold a key.
+"""The other door: /healthz, and the engine's OpenAI API for those who hold a key.
 
-What is answered comes from the engine byte for byte. Knows nothing of the page.
+What is answered comes from the engine byte for byte, as it comes. Knows nothing of the page, before which it stands.
 """
 
 from __future__ import annotations
@@ -10,17 +10,28 @@ import hashlib
 import hmac
 import json
 import logging
-from collections.abc import AsyncIterator
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx
+import aiohttp
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import MovingWindowRateLimiter
+from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+from yarl import URL
 
 from vllm_space import engine, errors
-from vllm_space.client import CONNECT_TIMEOUT, Catalog, Server
+from vllm_space.client import CONNECT_TIMEOUT, Catalog, Model, Server
 from vllm_space.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -34,203 +45,407 @@ ALLOWED = {
     "/v1/messages": "POST",
     "/v1/messages/count_tokens": "POST",
     "/v1/embeddings": "POST",
+    "/tokenize": "POST",
+    "/detokenize": "POST",
 }
 BODY_LIMIT = 32 * 2**20  # bytes; room for a few images
-KEPT_HEADERS = ("content-type", "content-length", "content-encoding", "x-request-id")  # of the engine's answer
 TOKEN_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+# Of the request; never its key, which is ours and not the engine's, nor its cookies, which are the page's.
+PASSED_HEADERS = ("content-type", "accept", "accept-encoding", "x-request-id", "anthropic-version", "anthropic-beta")
+# Of the engine's answer.
+KEPT_HEADERS = ("content-type", "content-length", "content-encoding", "cache-control", "x-request-id", "retry-after")
+RETRY_AFTER = 5  # seconds that a client is told to wait for an engine that is down
+HEALTH_FRESH = 1.0  # seconds for which an engine's health is not asked for again
+# Seconds that an idle connection to an engine is kept: less than vLLM's own 5, or a request may meet its end.
+KEEP_ALIVE = 4
+STALE_WITHIN = 1.0  # seconds in which a kept connection shows that it was dead; later, the engine is
+
+# What Anthropic's clients expect an error to be called. Others are `invalid_request_error`, or from 500 `api_error`.
+ANTHROPIC_ERRORS = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
-def routes(config: Settings, catalog: Catalog) -> list[Route]:
-    """The routes of this door, for the app's one port."""
-    door = Door(config, catalog)
-    methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-    return [
-        Route("/healthz", door.healthz),
-        Route("/v1", door.refuse_path, methods=methods),
-        Route("/v1/{path:path}", door.pass_through, methods=methods),
-    ]
+class Refusal(Exception):
+    """A request that this door answers itself: the HTTP status, a sentence, and OpenAI's word for it."""
+
+    def __init__(self, status: int, message: str, code: str, **headers: object):
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.headers = {name.replace("_", "-"): str(value) for name, value in headers.items()}
+
+    def body(self, path: str) -> bytes:
+        """The error in the form that the clients of `path` understand: Anthropic's or OpenAI's."""
+        if path.startswith("/v1/messages"):
+            kind = ANTHROPIC_ERRORS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+            error: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": str(self)}}
+        else:
+            kind = "invalid_request_error" if self.status < 500 else "server_error"
+            error = {"error": {"message": str(self), "type": kind, "param": None, "code": self.code}}
+        return json.dumps(error).encode()
+
+    def response(self, path: str) -> Response:
+        return Response(self.body(path), self.status, self.headers, "application/json")
+
+
+def _down(failure: errors.ModelError) -> Refusal:
+    return Refusal(failure.status, str(failure), "engine_unavailable", retry_after=RETRY_AFTER)
 
 
 class Door:
-    """The API of this port, in front of one engine or several."""
+    """The API of this port, in front of one engine or several.
+
+    `counts` holds for each key's name how many requests it made ("requests"), how many of them this door
+    refused ("refused"), and how many failed because an engine did ("failed").
+    """
 
     def __init__(self, config: Settings, catalog: Catalog):
         self.config = config
         self.catalog = catalog
+        self.began = int(time.time())
         self.keys = {}  # digest of the key -> its name
         for number, secret in enumerate(config.api_keys, start=1):
-            name, _, key = secret.get_secret_value().rpartition(":")
-            self.keys[_digest(key)] = name or f"key {number}"
-        timeout = httpx.Timeout(config.request_timeout, connect=CONNECT_TIMEOUT)
-        self.http = httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(max_connections=None))
+            name, colon, key = secret.get_secret_value().partition(":")
+            self.keys[_digest(key if colon else name)] = name if colon and name else f"key {number}"
+        self.counts = {name: Counter[str]() for name in self.keys.values()}
+        self.limit = RateLimitItemPerMinute(config.api_rate_limit) if config.api_rate_limit else None
+        self.limiter = MovingWindowRateLimiter(MemoryStorage())
+        self.sessions: dict[str, aiohttp.ClientSession] = {}  # root of a server -> connections to it
+        self.health_lock = asyncio.Lock()
+        self.health: tuple[float, bool] = (-HEALTH_FRESH, False)  # when an engine was last asked; whether one answered
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Stand before all of Gradio's app while it runs.
+
+        Behind it, Gradio's own CORS layer would open these paths to the scripts of every site.
+        """
+        for server in self.catalog.servers:
+            self.sessions[server.url] = self._session(server)
+        page, api = app.middleware_stack, self._with_cors(self._answer)
+
+        async def choose(scope: Scope, receive: Receive, send: Send) -> None:
+            path = scope.get("path", "")
+            if scope["type"] != "http":
+                await page(scope, receive, send)
+            elif path == "/healthz":
+                await (await self.healthz())(scope, receive, send)
+            elif path in ALLOWED or path == "/v1" or path.startswith("/v1/"):
+                await api(scope, receive, send)
+            else:
+                await page(scope, receive, send)
+
+        app.middleware_stack = choose
+        try:
+            yield
+        finally:
+            for session in self.sessions.values():
+                await session.close()
+
+    def _session(self, server: Server) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=server.timeout),
+            # No proxy and no .netrc between this page and an engine on the same machine.
+            trust_env=urlsplit(server.url).hostname not in ("127.0.0.1", "localhost", "::1"),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
+        )
+
+    def _with_cors(self, app: ASGIApp) -> ASGIApp:
+        if not self.config.api_cors_origins:
+            return app
+        return CORSMiddleware(
+            app,
+            allow_origins=self.config.api_cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],  # the clients send x-stainless-... of their own
+            expose_headers=["x-request-id", "retry-after"],
+        )
 
     # -- /healthz --------------------------------------------------------------------------------------------
 
-    async def healthz(self, request: Request) -> Response:
+    async def healthz(self) -> Response:
         """200 when an engine answers, 503 with the reason when none does. Open to all; tells no more than that."""
         status = engine.read_status(self.config.engine_run_dir)
         if status and status.state != "ready":
             reason = f"The engine is {status.state}" + (f": {status.phase}." if status.phase else ".")
             return JSONResponse({"status": status.state, "reason": reason}, 503)
-        answers = await asyncio.gather(*(self._answers(server) for server in self.catalog.servers))
-        if any(answers):
+        async with self.health_lock:  # however many poll, one asks
+            if time.monotonic() - self.health[0] >= HEALTH_FRESH:
+                answers = await asyncio.gather(*(self._answers(server) for server in self.catalog.servers))
+                self.health = (time.monotonic(), any(answers))
+        if self.health[1]:
             return JSONResponse({"status": "ok"})
-        reason = str(errors.unreachable() if answers else errors.no_server())
-        return JSONResponse({"status": "down", "reason": reason}, 503)
+        reason = errors.unreachable() if self.catalog.servers else errors.no_server()
+        return JSONResponse({"status": "down", "reason": str(reason)}, 503)
 
     async def _answers(self, server: Server) -> bool:
+        status = await self._status(f"{server.url}/health", server)
+        if status == 503:  # vllm-router says so as soon as one of its replicas is down, though the others answer
+            status = await self._status(f"{server.url}/readiness", server)
+            return status == 200
+        return 0 < status < 500  # servers that are not vLLM may lack /health, and still answer
+
+    async def _status(self, url: str, server: Server) -> int:
+        """The HTTP status of an address, 0 where nothing answers."""
+        timeout = aiohttp.ClientTimeout(total=3)
+        with suppress(aiohttp.ClientError, asyncio.TimeoutError):
+            async with self.sessions[server.url].get(url, headers=server.headers, timeout=timeout) as answer:
+                return answer.status
+        return 0
+
+    # -- the engine's API ------------------------------------------------------------------------------------
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI: check key, path and body, then hand the request to the engine that has its model."""
+        request = Request(scope, receive)
+        path, who = scope["path"], None
         try:
-            answer = await self.http.get(f"{server.url}/health", headers=server.headers, timeout=3)
-            return answer.status_code < 500  # servers that are not vLLM may lack /health, and still answer
-        except httpx.HTTPError:
-            return False
-
-    # -- /v1 -------------------------------------------------------------------------------------------------
-
-    async def refuse_path(self, request: Request) -> Response:
-        return _error(404, f"There is no {request.url.path} here.", "not_found")
-
-    async def pass_through(self, request: Request) -> Response:
-        """Check key, path and body, then hand the request to the engine that has its model."""
-        if not self.keys:
-            return _error(404, "The API of this Space is closed: its owner has set no API_KEYS.", "api_closed")
-        who = self._key_name(request)
-        if who is None:
-            return _error(401, "This needs one of the keys in API_KEYS: Authorization: Bearer KEY.", "invalid_api_key")
-        path = request.url.path
-        if path not in ALLOWED:
-            return await self.refuse_path(request)
-        if request.method != ALLOWED[path]:
-            return _error(405, f"{path} takes {ALLOWED[path]}, not {request.method}.", "method_not_allowed")
-        try:
+            if not self.keys:
+                raise Refusal(404, "The API of this Space is closed: its owner has set no API_KEYS.", "api_closed")
+            who = self._key_name(request)
+            self.counts[who]["requests"] += 1
+            self._check_path(request)
+            await self._check_rate(who)
+            if not self.catalog.servers:
+                raise _down(errors.no_server())
             body = await _read(request)
-        except _TooLarge:
-            return _error(413, f"The request is larger than {BODY_LIMIT // 2**20} MiB.", "request_too_large")
-        log.info("%s %s by %s", request.method, path, who)
-        if path == "/v1/models" and len(self.catalog.servers) > 1:
-            return await self._all_models()
-        fields = _json_object(body)
-        asked = max((fields[name] for name in TOKEN_FIELDS if isinstance(fields.get(name), int)), default=0)
-        if asked > self.config.max_tokens_limit:
-            limit = self.config.max_tokens_limit
-            return _error(
-                400, f"{asked} tokens are more than this Space allows: ask for at most {limit}.", "max_tokens"
-            )
-        try:
-            server = await self._server_of(fields.get("model"))
-        except errors.ModelError as error:
-            return _error(404 if error.status == 400 else error.status, str(error), "model_not_found")
-        return await self._relay(server, request, body)
+            log.info("%s %s by %s", request.method, path, who)
+            if path == "/v1/models" and len(self.catalog.servers) > 1:
+                response = JSONResponse(await self._all_models())
+                return await response(scope, receive, send)
+            server = self.catalog.servers[0]
+            if request.method == "POST":
+                server, body = await self._route(body)
+            await _while_connected(receive, self._relay(server, request, body, send))
+        except Refusal as refusal:
+            if who:
+                self.counts[who]["refused" if refusal.status < 500 else "failed"] += 1
+            await refusal.response(path)(scope, receive, send)
+        except ClientDisconnect:
+            pass
 
-    def _key_name(self, request: Request) -> str | None:
-        """The name of the key that came with the request, or None. Keys are compared in constant time."""
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        key = key.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
-        given, found = _digest(key), None
-        for digest, name in self.keys.items():
-            if hmac.compare_digest(digest, given):
-                found = name
+    def _key_name(self, request: Request) -> str:
+        """The name of the key that came with the request. Keys are compared in constant time.
+
+        Both headers count: at a private Space, Authorization holds a token of Hugging Face's, and x-api-key the key.
+        """
+        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+        given = [request.headers.get("x-api-key", ""), bearer.strip() if scheme.lower() == "bearer" else ""]
+        digests = [_digest(key) for key in given]
+        found = None
+        for known, name in self.keys.items():
+            for digest in digests:
+                if hmac.compare_digest(known, digest):
+                    found = name
+        if found is None:
+            message = "This needs one of the keys in API_KEYS: Authorization: Bearer KEY."
+            raise Refusal(401, message, "invalid_api_key", www_authenticate="Bearer")
         return found
 
-    async def _server_of(self, model: Any) -> Server:
-        if len(self.catalog.servers) == 1:
-            return self.catalog.servers[0]
-        found = await run_in_threadpool(self.catalog.find, model if isinstance(model, str) else None)
-        return found.server
+    def _check_path(self, request: Request) -> None:
+        path = request.url.path
+        # The bytes that were sent, too: %2F and %2E are refused, not read as / and .
+        if path not in ALLOWED or request.scope.get("raw_path", path.encode()) != path.encode():
+            raise Refusal(404, f"There is no {path} here.", "not_found")
+        if request.method != ALLOWED[path]:
+            message = f"{path} takes {ALLOWED[path]}, not {request.method}."
+            raise Refusal(405, message, "method_not_allowed", allow=ALLOWED[path])
 
-    async def _all_models(self) -> Response:
-        found = await run_in_threadpool(self.catalog.models)
+    async def _check_rate(self, who: str) -> None:
+        if self.limit and not await self.limiter.hit(self.limit, who):
+            window = await self.limiter.get_window_stats(self.limit, who)
+            wait = max(1, math.ceil(window.reset_time - time.time()))
+            message = f"This key may make {self.limit.amount} requests a minute. Try again in {wait} seconds."
+            raise Refusal(429, message, "rate_limit_exceeded", retry_after=wait)
+
+    async def _route(self, body: bytes) -> tuple[Server, bytes]:
+        """The server that has the model which `body` asks for, and the body for it.
+
+        Only a model that was asked for by its label gets another body: its engine knows it by name. Raises Refusal.
+        """
+        fields = _fields(body)
+        limit = self.config.max_tokens_limit
+        asked = max(_number(fields.get(name)) for name in TOKEN_FIELDS)
+        if asked > limit:
+            message = f"{asked:g} tokens are more than this Space allows: ask for at most {limit}."
+            raise Refusal(400, message, "max_tokens_limit")
+        if len(self.catalog.servers) == 1:
+            return self.catalog.servers[0], body
+        wanted = fields.get("model")
+        model = await run_in_threadpool(self._find, wanted if isinstance(wanted, str) else None)
+        if wanted and wanted != model.name:
+            body = json.dumps(fields | {"model": model.name}).encode()
+        return model.server, body
+
+    def _find(self, label: str | None) -> Model:
+        try:
+            model = self.catalog.find(label)
+        except errors.Refused as error:
+            if missing := self.catalog.problems():
+                down = f"{error} These servers do not answer: {', '.join(missing)}."
+                raise Refusal(503, down, "engine_unavailable", retry_after=RETRY_AFTER) from None
+            raise Refusal(404, str(error), "model_not_found") from None
+        except errors.ModelError as error:
+            raise _down(error) from None
+        if model.protocol != "openai":
+            raise _legacy()
+        return model
+
+    async def _all_models(self) -> dict[str, Any]:
+        """The models of all servers: by name, and by label where two servers have one of the same name."""
+        found = [model for model in await run_in_threadpool(self.catalog.models) if model.protocol == "openai"]
+        names = Counter(model.name for model in found)
         data = [
-            {"id": model.label, "object": "model", "owned_by": "vllm", "max_model_len": model.context_length}
+            {
+                "id": model.name if names[model.name] == 1 else model.label,
+                "object": "model",
+                "created": self.began,
+                "owned_by": "vllm",
+                "max_model_len": model.context_length,
+            }
             for model in found
         ]
-        return JSONResponse({"object": "list", "data": data})
+        return {"object": "list", "data": data}
 
-    async def _relay(self, server: Server, request: Request, body: bytes) -> Response:
-        headers = {"content-type": request.headers.get("content-type", "application/json"), **server.headers}
-        url = httpx.URL(server.url + request.url.path, query=request.url.query.encode())
-        outgoing = self.http.build_request(request.method, url, content=body, headers=headers)
-        sending = asyncio.ensure_future(self.http.send(outgoing, stream=True))
-        leaving = asyncio.ensure_future(_disconnected(request))
+    async def _relay(self, server: Server, request: Request, body: bytes, send: Send) -> None:
+        """Send the engine's answer on as it comes. Raises Refusal where there is none.
+
+        Cancelled, it closes the connection to the engine, which then stops.
+        """
+        path = request.url.path
+        started = streams = False
+        last = b""
         try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done():
-                sending.cancel()  # the client is gone: the engine must not go on for nobody
-                return Response(status_code=499)
-            return _Relay(sending.result())
-        except httpx.HTTPError as error:
-            failure = errors.timed_out(server.timeout) if isinstance(error, httpx.ReadTimeout) else errors.unreachable()
+            async with await self._ask(server, request, body) as answer:
+                await self._check_answer(server, answer)
+                kept = {name: answer.headers[name] for name in KEPT_HEADERS if name in answer.headers}
+                if answer.status in (502, 503):
+                    kept.setdefault("retry-after", str(RETRY_AFTER))
+                if streams := answer.content_type == "text/event-stream":
+                    kept["x-accel-buffering"] = "no"  # asks a proxy in front not to hold the stream back
+                raw = [(name.encode(), value.encode("latin-1")) for name, value in kept.items()]
+                await send({"type": "http.response.start", "status": answer.status, "headers": raw})
+                started = True
+                async for last in answer.content.iter_any():
+                    await send({"type": "http.response.body", "body": last, "more_body": True})
+                await send({"type": "http.response.body"})
+        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             log.error("the engine failed a request: %s", type(error).__name__)
-            return _error(failure.status, str(failure), "engine_unavailable", retry_after=5)
-        finally:
-            leaving.cancel()
+            if not started:
+                late = isinstance(error, aiohttp.SocketTimeoutError)
+                raise _down(errors.timed_out(server.timeout) if late else errors.unreachable()) from None
+            if streams and (not last or last.endswith(b"\n\n")):  # between two events, there is room for another
+                event = b"event: error\n" if path.startswith("/v1/messages") else b""
+                event += b"data: " + _down(errors.cut_off()).body(path) + b"\n\n"
+                await send({"type": "http.response.body", "body": event})
+            # Else the connection ends here, with the answer incomplete: that is what the client must see.
 
-
-class _Relay(StreamingResponse):
-    """The engine's answer as it comes; closed, however it ends, so that the engine stops with the client."""
-
-    def __init__(self, upstream: httpx.Response):
-        self.upstream = upstream
-        kept = {name: upstream.headers[name] for name in KEPT_HEADERS if name in upstream.headers}
-        super().__init__(self._chunks(), upstream.status_code, kept)
-
-    async def _chunks(self) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in self.upstream.aiter_raw():
-                yield chunk
-        except httpx.HTTPError:
-            log.error("the engine's answer broke off")
-            if "text/event-stream" in self.upstream.headers.get("content-type", ""):
-                yield b"data: " + _error_body(502, str(errors.cut_off()), "engine_unavailable") + b"\n\n"
-            else:
+    async def _ask(self, server: Server, request: Request, body: bytes) -> aiohttp.ClientResponse:
+        """The engine's answer, of which no more than the head has come. Raises what aiohttp raises."""
+        query = f"?{request.url.query}" if request.url.query else ""
+        url = URL(server.url + request.url.path + query, encoded=True)
+        headers = {name: request.headers[name] for name in PASSED_HEADERS if name in request.headers}
+        tries = 0
+        while True:
+            tries += 1
+            began = time.monotonic()
+            try:
+                return await self.sessions[server.url].request(
+                    request.method, url, data=body or None, headers=headers | server.headers, allow_redirects=False
+                )
+            except aiohttp.ClientConnectorError:
                 raise
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                # A kept connection that the engine was just closing, as it does after an error of its own.
+                if tries == 3 or time.monotonic() - began > STALE_WITHIN:
+                    raise
 
-    async def __call__(self, *args: Any) -> None:
-        try:
-            await super().__call__(*args)
-        finally:
-            await asyncio.shield(self.upstream.aclose())
+    async def _check_answer(self, server: Server, answer: aiohttp.ClientResponse) -> None:
+        """Raise Refusal for what would mislead a client of ours: the engine's view of our key, or a web page."""
+        if answer.status in (401, 403):
+            raise _down(errors.ModelError(str(errors.from_response(answer.status, ""))))
+        if answer.content_type == "text/html" or 300 <= answer.status < 400:
+            down = answer.status in (502, 503)
+            raise _down(errors.unreachable() if down else errors.malformed())
+        if answer.status == 404:
+            found = await run_in_threadpool(self.catalog.models)
+            if found and all(model.protocol != "openai" for model in found if model.server == server):
+                raise _legacy()
 
 
-class _TooLarge(Exception):
-    pass
+def _legacy() -> Refusal:
+    message = "This model's server speaks the legacy protocol, which has no OpenAI API. Use the page, or its endpoints."
+    return Refusal(404, message, "legacy_server")
+
+
+async def _while_connected(receive: Receive, work: Awaitable[None]) -> None:
+    """Do the work, unless the client leaves first: then it is cancelled at once. The body must have been read."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _read(request: Request) -> bytes:
-    """The request's body. Raises _TooLarge as soon as it is."""
+    """The request's body. Raises Refusal as soon as it is too large, ClientDisconnect when its sender leaves."""
+    too_large = Refusal(413, f"The request is larger than {BODY_LIMIT // 2**20} MiB.", "request_too_large")
+    if _number(request.headers.get("content-length")) > BODY_LIMIT:
+        raise too_large
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > BODY_LIMIT:
-            raise _TooLarge
+            raise too_large
     return bytes(body)
 
 
-async def _disconnected(request: Request) -> None:
-    """Return when the client has gone. Only after the body was read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+class _Repeated(dict):
+    """A JSON object that names a field twice. Two readers may read two different requests out of it."""
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
-    """The body as an object; an empty one where it is none, which the engine will say in its own words."""
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    return fields if len(fields) == len(pairs) else _Repeated(fields)
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    """The fields of a request. Raises Refusal where it is no JSON object: what cannot be read cannot be checked."""
     try:
-        value = json.loads(body) if body else {}
+        fields = json.loads(body, object_pairs_hook=_object)
     except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        fields = None
+    if not isinstance(fields, dict) or isinstance(fields, _Repeated):
+        raise Refusal(400, "The body of the request must be a JSON object that names each field once.", "invalid_json")
+    return fields
+
+
+def _number(value: Any) -> float:
+    """A number in any form that engines take for one: 9, 9.0, "9". 0 for anything else, which they refuse."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.inf if isinstance(value, int) else 0
 
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "replace")).digest()
-
-
-def _error_body(status: int, message: str, code: str) -> bytes:
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}).encode()
-
-
-def _error(status: int, message: str, code: str, retry_after: int | None = None) -> Response:
-    """A refusal in the form that OpenAI's clients understand."""
-    headers = {"Retry-After": str(retry_after)} if retry_after else {}
-    return Response(_error_body(status, message, code), status, headers, "application/json")

@@ -1,6 +1,6 @@
 """The doors of the page: passwords and "Sign in with Hugging Face", in front of every path of the app.
 
-What is open without either: /healthz, /v1 (which has keys of its own, see api.py) and the login itself.
+What is open without either: the login itself; and /healthz and /v1, which stand before this door (see api.py).
 Knows nothing of the page.
 """
 
@@ -32,7 +32,7 @@ LONGEST_WAIT = 300  # seconds
 REMEMBERED = 10_000  # addresses; the oldest is forgotten, so that a flood cannot fill the memory
 
 # Paths that need no login. Gradio calls the last one on itself when it starts.
-OPEN = ("/healthz", "/login", "/logout", "/login/huggingface", "/login/callback", "/gradio_api/startup-events")
+OPEN = ("/login", "/logout", "/login/huggingface", "/login/callback", "/gradio_api/startup-events")
 
 
 class Guard:
@@ -159,14 +159,14 @@ def _digest(text: str) -> bytes:
 
 
 class GuardMiddleware:
-    """ASGI: without a login nothing passes but the open paths and /v1, whatever Gradio would answer."""
+    """ASGI: without a login nothing passes but the open paths, whatever Gradio would answer."""
 
     def __init__(self, app: ASGIApp, guard: Guard):
         self.app = app
         self.guard = guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or not self.guard.closed or self._open(scope["path"]):
+        if scope["type"] == "lifespan" or not self.guard.closed or scope["path"] in OPEN:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
@@ -178,10 +178,6 @@ class GuardMiddleware:
         else:
             response = JSONResponse({"detail": "Not signed in: open the page and sign in first."}, 401)
         return await response(scope, receive, send)
-
-    @staticmethod
-    def _open(path: str) -> bool:
-        return path in OPEN or path == "/v1" or path.startswith("/v1/")
 
 
 LOGIN_FORM = """

@@ -281,9 +281,13 @@ def _session(server: Server) -> Iterator[requests.Session]:
 
 
 class Catalog:
-    """The models of all servers, asked for again when the answer is older than `FRESH` seconds."""
+    """The models of all servers, asked for again when the answer is older than `FRESH` seconds.
+
+    `FRESH_ERROR` seconds where a server did not answer: every request would wait for it otherwise.
+    """
 
     FRESH = 5.0
+    FRESH_ERROR = 1.0
 
     def __init__(self, servers: list[Server]):
         self.servers = servers
@@ -305,16 +309,20 @@ class Catalog:
     def find(self, label: str | None = None) -> Model:
         """The model of that label (or name); without one, the first. Raises ModelError where there is none."""
         found = self.models()
-        for model in found:
-            if not label or label in (model.label, model.name):
-                return model
+        for names in ([model.label for model in found], [model.name for model in found]):
+            for model, name in zip(found, names, strict=True):
+                if not label or label == name:
+                    return model
         if found:
             raise errors.Refused(f"There is no model {label!r} here. There is: {', '.join(m.label for m in found)}.")
         raise errors.Unreachable(next(iter(self._errors.values()))) if self._errors else errors.no_server()
 
     def _refresh(self) -> None:
-        with self._lock:
-            if time.monotonic() - self._asked < self.FRESH and self._models and not self._errors:
+        if not self._lock.acquire(blocking=not self._models):
+            return  # another thread asks just now, and may have to wait for a server that is down
+        try:
+            fresh = self.FRESH if self._models and not self._errors else self.FRESH_ERROR
+            if time.monotonic() - self._asked < fresh:
                 return
             found: list[Model] = []
             failed: dict[str, str] = {}
@@ -322,9 +330,14 @@ class Catalog:
                 for one, answer in zip(self.servers, pool.map(_models_or_error, self.servers), strict=True):
                     if isinstance(answer, list):
                         found += answer
-                    else:
+                    elif isinstance(answer, errors.Unreachable):
+                        failed[one.label] = str(answer)
+                    else:  # it is there and stumbles, as a router does while it loses a replica
+                        found += [model for model in self._models if model.server == one]
                         failed[one.label] = str(answer)
             self._models, self._errors, self._asked = found, failed, time.monotonic()
+        finally:
+            self._lock.release()
 
 
 def _models_or_error(server: Server) -> list[Model] | errors.ModelError:

@@ -32,7 +32,7 @@ def serve(demo: gr.Blocks, config: Settings, models: Catalog) -> None:
     """Open the port, once the engine that start.sh boots is ready, and serve until a signal comes."""
     engine.die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio's
     while config.engine_run_dir and not engine.has_started(config.engine_run_dir):
         time.sleep(0.05)  # start.sh ends this process if the engine fails
     guard = auth.Guard(config, hardware.space())
@@ -43,7 +43,8 @@ def serve(demo: gr.Blocks, config: Settings, models: Catalog) -> None:
         share=config.gradio_share,
         auth_dependency=guard.user if guard.closed else None,
         app_kwargs={
-            "routes": [*api.routes(config, models), *guard.routes()],
+            "lifespan": api.Door(config, models).lifespan,
+            "routes": guard.routes(),
             "middleware": [Middleware(auth.GuardMiddleware, guard=guard)],
         },
         ssr_mode=False,  # its proxy answers every path it does not know, /v1 among them, with the page

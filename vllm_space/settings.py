@@ -98,6 +98,15 @@ def _urls(value: Any) -> Any:
     return {label: _url(url) for label, url in value.items()}
 
 
+def _origins(value: Any) -> Any:
+    origins = _commas(value)
+    for origin in origins:
+        parts = urlsplit(origin)
+        if origin != "*" and origin != f"{parts.scheme}://{parts.netloc}".lower():
+            raise ValueError(f"{origin} is not the scheme and host of a site alone")
+    return origins
+
+
 def _engine_flags(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -125,6 +134,7 @@ StopSequences = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_stop_seque
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_secret_list)]
 Url = Annotated[str, BeforeValidator(_url)]
 Urls = Annotated[dict[str, str], NoDecode, BeforeValidator(_urls)]
+Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)]
 EngineFlags = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_engine_flags)]
 AutoInt = Annotated[int | None, BeforeValidator(_auto_is_none)]
 
@@ -212,6 +222,12 @@ class Settings(BaseSettings):
         (), "Hugging Face users or organisations, with commas, or *", "who may sign in with Hugging Face"
     )
     api_keys: Secrets = _var((), "keys, with commas; name:key names one", "keys that open /v1")
+    api_rate_limit: int | None = _var(
+        None, "a number from 1", "requests a minute that each API key may make", ge=1, le=10**6
+    )
+    api_cors_origins: Origins = _var(
+        (), "https://site.example, with commas, or *", "sites whose scripts may use /v1 from a browser"
+    )
 
     # -- limits --------------------------------------------------------------------------------------
     max_concurrency: int = _var(64, "a number from 1 to 1000", "generations at once", ge=1, le=1000)
@@ -235,6 +251,8 @@ class Settings(BaseSettings):
             problems.append(f"{missing} is not set: a login needs APP_USERNAME and APP_PASSWORD together.")
         if any(not all(user.get_secret_value().partition(":")) for user in self.app_users):
             problems.append("APP_USERS is not allowed: use alice:pw,bob:pw2.")
+        if any(not key.get_secret_value().rpartition(":")[2].strip() for key in self.api_keys):
+            problems.append("API_KEYS is not allowed: use keys, with commas; name:key names one.")
         if self.max_tokens > self.max_tokens_limit:
             if "max_tokens" in self.model_fields_set:
                 problems.append(f"MAX_TOKENS={self.max_tokens} is more than MAX_TOKENS_LIMIT={self.max_tokens_limit}.")

@@ -1,0 +1,153 @@
+"""Engines that are not ours: replicas behind vllm-router, and the legacy server. All of them real."""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gradio_client
+import openai
+import pytest
+import requests
+
+from conftest import API_KEY, ROOT, Program, Space, free_port, wait_for
+
+DEMO_MODEL = ROOT / "vllm_space" / "demo_model"
+MODEL = "vllm-space-demo"
+QUESTION = "How do I use another model?"
+ENGINE_KEY = "key-of-the-replicas"
+KEY = {"Authorization": f"Bearer {API_KEY}"}
+STREAMS = 20
+
+
+# -- vllm-router -----------------------------------------------------------------------------------------------
+
+
+def start_replica(program: Callable[..., Program]) -> tuple[str, Program]:
+    port = free_port()
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(DEMO_MODEL), "--host", "127.0.0.1",
+        "--port", str(port), "--served-model-name", MODEL, "--max-model-len", "-1", "--enforce-eager",
+    ]  # fmt: skip
+    return f"http://127.0.0.1:{port}", program(command, VLLM_API_KEY=ENGINE_KEY, VLLM_NO_USAGE_STATS="1")
+
+
+def start_router(program: Callable[..., Program], replicas: list[str]) -> str:
+    port = free_port()
+    command = [
+        sys.executable, "-m", "vllm_router.launch_router", "--worker-urls", *replicas, "--policy", "round_robin",
+        "--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(free_port()), "--api-key", ENGINE_KEY,
+        "--worker-startup-check-interval", "1", "--health-check-interval-secs", "2", "--health-check-timeout-secs", "2",
+    ]  # fmt: skip
+    program(command)
+    url = f"http://127.0.0.1:{port}"
+    wait_for(lambda: requests.get(f"{url}/readiness", timeout=5).ok, 60, "the router")
+    return url
+
+
+class Stream(threading.Thread):
+    """One long answer through the door; afterwards `whole` tells whether it came to its end."""
+
+    def __init__(self, url: str):
+        super().__init__()
+        self.url = url
+        self.events = 0
+        self.whole = False
+        self.failure = ""
+        self.start()
+
+    def run(self) -> None:
+        body = {
+            "model": MODEL, "messages": [{"role": "user", "content": QUESTION}],
+            "stream": True, "max_tokens": 600, "ignore_eos": True,
+        }  # fmt: skip
+        try:
+            with requests.post(
+                f"{self.url}/v1/chat/completions", json=body, headers=KEY, stream=True, timeout=60
+            ) as answer:
+                answer.raise_for_status()
+                for line in answer.iter_lines():
+                    self.events += line.startswith(b"data: {")
+                    self.whole |= line == b"data: [DONE]"
+                    if line.startswith(b'data: {"error"'):
+                        self.failure = json.loads(line[6:])["error"]["message"]
+        except requests.RequestException as error:
+            self.failure = type(error).__name__
+
+
+def test_one_of_two_replicas_behind_the_router_may_die(program, page):
+    (first, doomed), (second, _) = start_replica(program), start_replica(program)
+    for replica in (first, second):
+        wait_for(lambda url=replica: requests.get(f"{url}/health", timeout=5).ok, 400, "a replica")
+    router = start_router(program, [first, second])
+    url = page(router, MODEL_API_KEY=ENGINE_KEY, API_KEYS=API_KEY)
+    chat = gradio_client.Client(url, verbose=False)
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key=API_KEY)
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+    answer = chat.predict(QUESTION, temperature=0, api_name="/chat")
+
+    streams = [Stream(url) for _ in range(STREAMS)]
+    wait_for(lambda: all(one.events > 5 for one in streams), 60, "all streams")
+    for process in doomed.family():
+        process.kill()
+
+    # At once, while the router may not know yet, and afterwards.
+    until = time.monotonic() + 12
+    while time.monotonic() < until:
+        assert requests.get(url, timeout=10).ok
+        assert requests.get(f"{url}/healthz", timeout=10).json() == {"status": "ok"}
+        assert client.chat.completions.create(**asked).choices[0].message.content == answer
+        assert chat.predict(QUESTION, temperature=0, api_name="/chat") == answer
+        time.sleep(0.5)
+
+    for one in streams:
+        one.join(60)
+        assert not one.is_alive()
+    assert all(one.whole or one.failure for one in streams)
+    assert STREAMS / 4 < sum(one.whole for one in streams) < STREAMS  # the other replica's
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.responses.create(model=MODEL, input=QUESTION, temperature=0).output_text == answer
+
+
+# -- the legacy server -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def legacy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
+    """A Space that boots a legacy server."""
+    port, engine_port = free_port(), free_port()
+    log = tmp_path_factory.mktemp("legacy") / "start.log"
+    env = {
+        "ENGINE_MODULE": "legacy_server", "PYTHONPATH": str(Path(__file__).parent),
+        "ENGINE_PORT": str(engine_port), "API_KEYS": API_KEY,
+    }  # fmt: skip
+    running = Program(["bash", str(ROOT / "start.sh"), "--port", str(port)], log, env)
+    try:
+        running.wait_until_up(f"http://127.0.0.1:{port}")
+        yield Space(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{engine_port}", "", running)
+    finally:
+        running.stop()
+
+
+def completed(space: Space, prompt: str, **sampling: object) -> str:
+    """What the OpenAI server makes of a prompt."""
+    body = {"model": MODEL, "prompt": prompt, "temperature": 0, **sampling}
+    answer = requests.post(f"{space.engine_url}/v1/completions", json=body, headers=space.auth, timeout=60)
+    return answer.json()["choices"][0]["text"]
+
+
+@pytest.mark.parametrize("where", ["booted by ENGINE_MODULE", "running at MODEL_URL"])
+def test_page_and_endpoints_work_on_the_legacy_server(legacy, space, page, where):
+    url = legacy.url if where.startswith("booted") else page(f"{legacy.engine_url}/generate", API_KEYS=API_KEY)
+    client = gradio_client.Client(url, verbose=False)
+    text = client.predict("This Space", temperature=0, max_tokens=30, api_name="/complete")
+    assert text == completed(space, "This Space", max_tokens=30)
+    job = client.submit(QUESTION, temperature=0, max_tokens=30, api_name="/chat")
+    assert job.result(timeout=60) == completed(space, f"User: {QUESTION}\nAssistant:", max_tokens=30, stop=["\nUser:"])
+    assert len(job.outputs()) > 1
+    refused = requests.post(f"{url}/v1/chat/completions", json={"messages": []}, headers=KEY, timeout=10)
+    assert refused.status_code == 404
+    assert refused.json()["error"]["code"] == "legacy_server"
+    assert requests.get(f"{url}/healthz", timeout=10).json() == {"status": "ok"}
