@@ -102,7 +102,7 @@ class Door:
     """The API of this port, in front of one engine or several.
 
     `counts` holds for each key's name how many requests it made ("requests"), how many of them this door
-    refused ("refused"), and how many failed because an engine did ("failed").
+    refused ("refused"), and to how many no engine gave an answer ("failed").
     """
 
     def __init__(self, config: Settings, catalog: Catalog):
