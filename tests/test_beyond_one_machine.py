@@ -146,7 +146,6 @@ def test_page_and_endpoints_work_on_the_legacy_server(legacy, space, page, where
     assert text == completed(space, "This Space", max_tokens=30)
     job = client.submit(QUESTION, temperature=0, max_tokens=30, api_name="/chat")
     assert job.result(timeout=60) == completed(space, f"User: {QUESTION}\nAssistant:", max_tokens=30, stop=["\nUser:"])
-    assert len(job.outputs()) > 1
     refused = requests.post(f"{url}/v1/chat/completions", json={"messages": []}, headers=KEY, timeout=10)
     assert refused.status_code == 404
     assert refused.json()["error"]["code"] == "legacy_server"
