@@ -36,10 +36,11 @@ no_gpu = preflight.no_gpu(config)
 if IS_MAIN and not config.servers and not no_gpu:
     boot_with_start_script()
 
-from vllm_space import server, ui  # noqa: E402  (Gradio takes seconds to import)
+from vllm_space import auth, server, ui  # noqa: E402  (Gradio takes seconds to import)
 
 catalog = server.catalog(config)
-demo = ui.build_without_gpu(config, hardware.space()) if no_gpu else ui.build(config, catalog)
+guard = auth.Guard(config, hardware.space())
+demo = ui.build_without_gpu(config, guard.space) if no_gpu else ui.build(config, catalog, guard)
 
 if IS_MAIN:
-    server.serve(demo, config, catalog)
+    server.serve(demo, config, catalog, guard)

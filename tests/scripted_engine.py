@@ -25,6 +25,8 @@ class ScriptedEngine:
 
     script: Callable[[str, dict], Any] = lambda path, body: (200, {})
     models: list[str] | None = field(default_factory=lambda: ["scripted"])  # None: no /v1/models (the legacy server)
+    tokenize: Callable[[dict], Any] = lambda body: (404, {"detail": "Not Found"})  # answers /tokenize
+    metrics: Callable[[], str] | None = None  # answers /metrics
     requests: list[tuple[str, dict, dict]] = field(default_factory=list)  # (path, headers, body) of every POST
     text_type: str = "text/plain"  # content type of an answer that is text
     asked: list[str] = field(default_factory=list)  # "METHOD path" of every request
@@ -71,11 +73,16 @@ def _handler(engine: ScriptedEngine) -> type[BaseHTTPRequestHandler]:
                 self.reply(200, {"object": "list", "data": data})
             elif self.path == "/health":
                 self.reply(200, "")
+            elif self.path == "/metrics" and engine.metrics:
+                self.reply(200, engine.metrics())
             else:
                 self.reply(404, {"detail": "Not Found"})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path == "/tokenize":
+                self.reply(*engine.tokenize(body))
+                return
             engine.requests.append((self.path, dict(self.headers), body))
             try:
                 answer = engine.script(self.path, body)

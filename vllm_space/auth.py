@@ -50,13 +50,14 @@ class Guard:
 
     def user(self, request: Request) -> str | None:
         """The signed-in visitor's name, or None."""
+        return self._login(request) or self._hugging_face_user(request)
+
+    def _login(self, request: Request) -> str | None:
         try:
             name = self.signer.loads(request.cookies.get(COOKIE, ""), max_age=STAYS_SIGNED_IN)
         except BadSignature:
-            name = None
-        if name in self.logins:
-            return name
-        return self._hugging_face_user(request)
+            return None
+        return name if name in self.logins else None
 
     def _hugging_face_user(self, request: Request) -> str | None:
         if not self.config.oauth_allowed or "session" not in request.scope:
@@ -66,6 +67,13 @@ class Guard:
         groups = {name, *(org.get("preferred_username") or org.get("name") for org in profile.get("orgs") or [])}
         allowed = set(self.config.oauth_allowed)
         return name if name and ("*" in allowed or groups & allowed) else None
+
+    def is_owner(self, request: Request) -> bool:
+        """Whether a visitor may see what is the owner's: who knows a password, or the Space's owner signed in."""
+        if self._login(request):
+            return True
+        owner = self.space.id.split("/")[0] if self.space else None
+        return owner is not None and self._hugging_face_user(request) == owner
 
     def routes(self) -> list[Route]:
         """The login form; Gradio's own handles "Sign in with Hugging Face"."""

@@ -27,7 +27,14 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT = 5  # seconds
 READ_SIZE = 65536  # bytes; an upper bound: what has arrived is handed on at once
 
-Message = dict[str, Any]  # {"role": "system" | "user" | "assistant", "content": str}
+# A white square of 64 pixels, to ask with.
+PICTURE = (
+    "data:image/png;base64,"
+    "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAS0lEQVR42u3PMQ0AAAwDoPo33UrYvQQckD4XAQEBAQ"
+    "EBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAYHLAMpT0sIcNbcEAAAAAElFTkSuQmCC"
+)
+
+Message = dict[str, Any]  # {"role": "system" | "user" | "assistant", "content": str or OpenAI's typed parts}
 
 
 @dataclass(frozen=True)
@@ -146,7 +153,7 @@ class Stream:
 
 
 def chat(model: Model, messages: list[Message], sampling: dict[str, Any]) -> Stream:
-    """The answer to a conversation.
+    """The answer to a conversation; where the last message is the assistant's, the rest of that one.
 
     `sampling` holds the fields of the request (max_tokens, temperature, ...) that are set; the others are not sent,
     so the model's own defaults hold.
@@ -155,7 +162,15 @@ def chat(model: Model, messages: list[Message], sampling: dict[str, Any]) -> Str
         # Without a chat template the model would go on to write the user's next turn.
         stop = [*sampling.get("stop", []), "\nUser:"]
         return complete(model, transcript(messages), sampling | {"stop": stop})
-    return Stream(model, "/v1/chat/completions", {"model": model.name, "messages": messages, **sampling, **_STREAM})
+    body = {"model": model.name, "messages": messages, **sampling, **_STREAM, **_prompt_end(messages)}
+    return Stream(model, "/v1/chat/completions", body)
+
+
+def _prompt_end(messages: list[Message]) -> dict[str, bool]:
+    """vLLM's fields that make it go on with the assistant's last message instead of beginning another."""
+    if messages and messages[-1]["role"] == "assistant":
+        return {"continue_final_message": True, "add_generation_prompt": False}
+    return {}
 
 
 def complete(model: Model, prompt: str, sampling: dict[str, Any]) -> Stream:
@@ -168,10 +183,53 @@ def complete(model: Model, prompt: str, sampling: dict[str, Any]) -> Stream:
 def transcript(messages: list[Message]) -> str:
     """A conversation as plain text, for a server that has no chat template; it ends where the answer goes."""
     names = {"system": "System", "user": "User", "assistant": "Assistant"}
-    lines = [f"{names[message['role']]}: {message['content']}" for message in messages]
+    lines = [f"{names[message['role']]}: {text_of(message)}" for message in messages]
     if not messages or messages[-1]["role"] != "assistant":
         lines.append("Assistant:")
     return "\n".join(lines)
+
+
+def text_of(message: Message) -> str:
+    """The text of a message, without its pictures."""
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content if part["type"] == "text")
+
+
+def count_tokens(model: Model, messages: list[Message]) -> int | None:
+    """Tokens of a conversation as the model gets it; None where the server cannot count. Raises ModelError."""
+    body = {"model": model.name, "messages": messages, **_prompt_end(messages)}
+    status, answer = _ask(model.server, "/tokenize", body)
+    return answer.get("count") if status == 200 else None
+
+
+def takes_images(model: Model) -> bool:
+    """Whether the model takes pictures: asked by letting the server count the tokens of one. Raises ModelError.
+
+    A model without eyes refuses that; a server that cannot count is taken to have none.
+    """
+    picture = {"type": "image_url", "image_url": {"url": PICTURE}}
+    body = {"model": model.name, "messages": [{"role": "user", "content": [picture]}]}
+    return _ask(model.server, "/tokenize", body)[0] == 200
+
+
+def metrics(server: Server) -> str | None:
+    """The text of the server's /metrics; None where it has none. Raises ModelError."""
+    with _session(server) as session:
+        answer = session.get(f"{server.url}/metrics", timeout=(CONNECT_TIMEOUT, 10))
+        return answer.text if answer.ok else None
+
+
+def _ask(server: Server, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """POST -> status and JSON of the answer, whatever they are."""
+    with _session(server) as session:
+        answer = session.post(server.url + path, json=body, timeout=(CONNECT_TIMEOUT, 30))
+        try:
+            value = answer.json()
+        except ValueError:
+            value = {}
+        return answer.status_code, value if isinstance(value, dict) else {}
 
 
 # -- the OpenAI protocol: server-sent events ---------------------------------------------------------------
@@ -295,6 +353,7 @@ class Catalog:
         self._asked = -self.FRESH
         self._models: list[Model] = []
         self._errors: dict[str, str] = {}
+        self._takes_images: dict[Model, bool] = {}
 
     def models(self) -> list[Model]:
         """Every model of every server that answers. Those of one that does not are left out: see `problems`."""
@@ -316,6 +375,15 @@ class Catalog:
         if found:
             raise errors.Refused(f"There is no model {label!r} here. There is: {', '.join(m.label for m in found)}.")
         raise errors.Unreachable(next(iter(self._errors.values()))) if self._errors else errors.no_server()
+
+    def takes_images(self, model: Model) -> bool:
+        """Whether the model takes pictures, asked once. A server that fails to say is asked again the next time."""
+        if model not in self._takes_images:
+            try:
+                self._takes_images[model] = model.protocol == "openai" and takes_images(model)
+            except errors.ModelError:
+                return False
+        return self._takes_images[model]
 
     def _refresh(self) -> None:
         if not self._lock.acquire(blocking=not self._models):

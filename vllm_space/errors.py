@@ -63,6 +63,13 @@ def timed_out(seconds: float) -> TimedOut:
     )
 
 
+def too_long(tokens: int, context_length: int) -> Refused:
+    return Refused(
+        f"The conversation has {tokens:,} tokens and the model's context holds {context_length:,}, the answer "
+        "included: shorten it, or start a new one."
+    )
+
+
 def cut_off() -> Interrupted:
     return Interrupted("The answer was cut off: the connection to the model server was lost. Try again.")
 

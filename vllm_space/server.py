@@ -12,7 +12,7 @@ import time
 import gradio as gr
 from starlette.middleware import Middleware
 
-from vllm_space import api, auth, client, engine, hardware, ui
+from vllm_space import api, auth, client, conversation, engine, ui
 from vllm_space.client import Catalog
 from vllm_space.settings import Settings
 
@@ -28,14 +28,13 @@ def catalog(config: Settings) -> Catalog:
     )
 
 
-def serve(demo: gr.Blocks, config: Settings, models: Catalog) -> None:
+def serve(demo: gr.Blocks, config: Settings, models: Catalog, guard: auth.Guard) -> None:
     """Open the port, once the engine that start.sh boots is ready, and serve until a signal comes."""
     engine.die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio's
     while config.engine_run_dir and not engine.has_started(config.engine_run_dir):
         time.sleep(0.05)  # start.sh ends this process if the engine fails
-    guard = auth.Guard(config, hardware.space())
     demo.queue(default_concurrency_limit=config.max_concurrency, max_size=config.max_queue)
     demo.launch(
         server_name=config.gradio_server_name,
@@ -51,6 +50,9 @@ def serve(demo: gr.Blocks, config: Settings, models: Catalog) -> None:
         max_threads=config.max_concurrency + 40,  # one for each stream, and some for everything else
         theme=ui.theme(config.app_theme),
         css=ui.CSS,
+        js=ui.JS,
+        mcp_server=True,  # /chat and /complete as tools
+        max_file_size=conversation.IMAGE_LIMIT,
         footer_links=["api", "settings"],
         run_history=False,
         pwa=False,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_space import errors
+from vllm_space import errors, thinking
 from vllm_space.client import Piece, Stream
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,8 @@ UPDATES_PER_SECOND = 250  # what the page's event loop carries beside its other 
 class Answer:
     """The answer so far. Times are seconds; `error` is a sentence, and what had arrived stays beside it."""
 
+    verbatim: bool = False  # leave <think> tags where they are
+    received: str = ""  # the text as it came, such tags included
     text: str = ""
     reasoning: str = ""
     thinking_time: float | None = None  # how long it thought, once the answer proper has begun
@@ -37,14 +39,23 @@ class Answer:
     error: str | None = None
 
     def add(self, piece: Piece) -> None:
-        if piece.reasoning:
+        if piece.reasoning:  # the server tells it apart
             self.reasoning += piece.reasoning
+            self.verbatim = True
         if piece.text:
-            if self.reasoning and self.thinking_time is None:
-                self.thinking_time = self.elapsed - (self.first_token_after or 0)
-            self.text += piece.text
+            self.received += piece.text
+            self.show()
         self.finish_reason = piece.finish_reason or self.finish_reason
         self.usage = piece.usage or self.usage
+
+    def show(self, ended: bool = False) -> None:
+        """Set the text, and the thinking where it came between tags, from what was received."""
+        if self.verbatim:
+            self.text = self.received
+        else:
+            self.reasoning, self.text = thinking.split(self.received, ended)
+        if self.reasoning and self.text and self.thinking_time is None:
+            self.thinking_time = self.elapsed - (self.first_token_after or 0)
 
 
 class Streams:
@@ -53,13 +64,14 @@ class Streams:
     def __init__(self) -> None:
         self.active = 0
 
-    def follow(self, stream: Stream) -> Iterator[Answer]:
+    def follow(self, stream: Stream, verbatim: bool = False) -> Iterator[Answer]:
         """Yield the growing answer (the same object each time), at last complete or with its `error`.
 
+        `verbatim` leaves <think> tags in the text; otherwise what is between them becomes the answer's reasoning.
         Raises nothing: every failure becomes the answer's `error`. Closing it closes `stream`. Gradio notices only at
         a yield that a visitor has left, so there is one every HEARTBEAT even while nothing arrives.
         """
-        answer = Answer()
+        answer = Answer(verbatim)
         reader = _Reader(stream, answer)
         self.active += 1
         try:
@@ -117,5 +129,6 @@ class _Reader(threading.Thread):
             log.exception("an answer failed")
             answer.error = "Something went wrong on this page's side. Try again; the log of the Space says more."
         finally:
+            answer.show(ended=True)
             self.ended = True
             self.news.set()

@@ -1,0 +1,63 @@
+"""The Completion tab: the model continues a text in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from vllm_space import conversation
+from vllm_space.streaming import Answer
+from vllm_space.ui_controls import AT_ONCE, STREAM, Controls
+
+
+class CompletionTab:
+    def __init__(self, controls: Controls):
+        self.controls = controls
+
+    def tab(self) -> None:
+        self.text = gr.Textbox(
+            elem_id="text",
+            label="Text",
+            info="The model continues this text in place.",
+            lines=18,
+            max_lines=18,
+            buttons=["copy"],
+        )
+        self.before = gr.State("")  # the text before the last completion, for Undo
+        with gr.Row():
+            self.complete = gr.Button("Complete", variant="primary")
+            self.stop = gr.Button("Stop", variant="stop", interactive=False, elem_classes="stop-button")
+            self.undo = gr.Button("Undo", interactive=False)
+        self.numbers = gr.Markdown(elem_classes="numbers")
+
+    def wire(self) -> None:
+        buttons = [self.complete, self.stop, self.undo]
+        running = self.complete.click(
+            self.go_on,
+            [self.text, self.controls.model, *self.controls.sampling],
+            [self.text, self.before, *buttons, self.numbers],
+            **STREAM,
+        )
+        self.stop.click(self.ready, None, buttons, cancels=[running], **AT_ONCE)
+        self.undo.click(self.take_back, self.before, [self.text, self.undo], **AT_ONCE)
+
+    def go_on(self, text: str, model: str | None, *values: Any) -> Iterator[tuple]:
+        """Continue a text in place."""
+        buttons = gr.Button(interactive=False), gr.Button(interactive=True), gr.Button(interactive=False)
+        yield gr.skip(), text, *buttons, ""
+        skip = [gr.skip()] * 5
+        answer = Answer()
+        for answer in self.controls.continuation(text, model, values):
+            yield text + answer.text, *skip
+        note = f"⚠️ {answer.error}" if answer.error else conversation.numbers(answer)
+        if answer.finish_reason == "length":
+            note += " · stopped at max tokens"
+        yield text + answer.text, gr.skip(), *self.ready(), note
+
+    def ready(self) -> tuple[gr.Button, gr.Button, gr.Button]:
+        return gr.Button(interactive=True), gr.Button(interactive=False), gr.Button(interactive=True)
+
+    def take_back(self, before: str) -> tuple[str, gr.Button]:
+        return before, gr.Button(interactive=False)

@@ -1,0 +1,110 @@
+"""What all tabs share: the model picker, the system prompt, the sampling controls, and the way to an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from vllm_space import client, errors, sampling
+from vllm_space.client import Catalog, Message, Model
+from vllm_space.settings import Settings
+from vllm_space.streaming import Answer, Streams
+
+GENERATION = "generation"  # every event that makes the engine work shares one concurrency limit
+PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}  # programs have /chat and /complete
+STREAM = {"concurrency_id": GENERATION, **PRIVATE}
+AT_ONCE = {"queue": False, **PRIVATE}
+
+# Labels and explanations of the sampling parameters, in the visitor's words.
+CONTROLS = {
+    "max_tokens": ("Max tokens", "Longest answer"),
+    "temperature": ("Temperature", "0 is the same answer every time, higher is more varied"),
+    "top_p": ("Top-p", "Sample from the likeliest tokens that make up this share"),
+    "top_k": ("Top-k", "Sample from this many of the likeliest tokens"),
+    "min_p": ("Min-p", "Leave out tokens less likely than this, relative to the likeliest"),
+    "repetition_penalty": ("Repetition penalty", "Above 1 discourages repetition"),
+    "presence_penalty": ("Presence penalty", "Above 0 discourages tokens that were used"),
+    "frequency_penalty": ("Frequency penalty", "Above 0 discourages tokens the more they were used"),
+    "seed": ("Seed", "The same seed repeats the same sample"),
+    "stop": ("Stop sequences", "The answer ends before any of these; one a line"),
+}
+ALWAYS_SHOWN = ("max_tokens", "temperature", "top_p")
+ORDER = (*ALWAYS_SHOWN, *(name for name in sampling.NAMES if name not in ALWAYS_SHOWN))
+LOOK_AGAIN = 3  # seconds between two looks at an engine that does not answer
+ROOM = 512  # tokens that a chat template may add to what a visitor sees
+
+
+class Controls:
+    """The controls beside the tabs, and the streams that run."""
+
+    def __init__(self, config: Settings, catalog: Catalog):
+        self.config = config
+        self.catalog = catalog
+        self.streams = Streams()
+
+    def picker(self) -> None:
+        self.model = gr.Dropdown(label="Model", choices=[], visible=False, interactive=True)
+        # Runs while something is wrong: the page mends itself, without a reload.
+        self.again = gr.Timer(LOOK_AGAIN, active=False)
+
+    def column(self) -> None:
+        self.system_prompt = gr.Textbox(
+            self.config.system_prompt, label="System prompt", info="Instruction before the conversation", lines=2
+        )
+        self.sampling = [self.control(name) for name in ALWAYS_SHOWN]
+        with gr.Accordion("More", open=False):
+            self.sampling += [self.control(name) for name in ORDER if name not in ALWAYS_SHOWN]
+
+    def control(self, name: str) -> gr.Textbox:
+        # Text, not gr.Number: a number cannot be empty there, and empty is what leaves a parameter to the model.
+        label, info = CONTROLS[name]
+        value = sampling.defaults(self.config)[name]
+        return gr.Textbox(
+            "" if value is None else str(value),
+            label=label,
+            info=info,
+            lines=2 if name == "stop" else 1,
+            max_lines=4 if name == "stop" else 1,
+            placeholder="none" if name == "stop" else "model default",
+        )
+
+    def answer(self, messages: list[Message], model: str | None, values: tuple, **others: Any) -> Iterator[Answer]:
+        """The growing answer to a conversation; whatever goes wrong becomes its error. `others` win over `values`."""
+        try:
+            found = self.catalog.find(model)
+            fields = self._fit(found, messages, self._fields(values, others))
+        except errors.SpaceError as error:
+            yield Answer(error=str(error))
+        else:
+            yield from self.streams.follow(client.chat(found, messages, fields))
+
+    def continuation(self, text: str, model: str | None, values: tuple) -> Iterator[Answer]:
+        """The growing continuation of a text. Otherwise as `answer`."""
+        try:
+            stream = client.complete(self.catalog.find(model), text, self._fields(values, {}))
+        except errors.SpaceError as error:
+            yield Answer(error=str(error))
+        else:
+            yield from self.streams.follow(stream, verbatim=True)
+
+    def _fields(self, values: tuple, others: dict[str, Any]) -> dict[str, Any]:
+        return sampling.request_fields(dict(zip(ORDER, values, strict=True)) | others, self.config.max_tokens_limit)
+
+    @staticmethod
+    def _fit(model: Model, messages: list[Message], fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields, with max_tokens lowered to the room that is left in the context.
+
+        Raises Refused, with the numbers, where none is. A token is at least a byte, so most need no counting.
+        """
+        context = model.context_length
+        size = sum(len(str(message["content"]).encode()) for message in messages)
+        if not context or model.protocol != "openai" or size + ROOM + fields["max_tokens"] <= context:
+            return fields
+        count = client.count_tokens(model, messages)
+        if count is None:
+            return fields
+        if count >= context:
+            raise errors.too_long(count, context)
+        return fields | {"max_tokens": min(fields["max_tokens"], context - count)}
