@@ -15,10 +15,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import requests
+from playwright.sync_api import Page, expect
 
 ROOT = Path(__file__).resolve().parent.parent
 API_KEY = "key-of-the-tests"
@@ -182,3 +184,28 @@ def chromium() -> Iterator[object]:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=flags)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def visit(chromium):
+    """Open an address as a visitor: visit(url) -> Page, which must stay free of requests to other hosts."""
+    contexts, outside = [], []
+
+    def open_page(url: str, width: int = 1280, **context_options: Any) -> Page:
+        context = chromium.new_context(viewport={"width": width, "height": 800}, **context_options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda request: outside.append(request.url) if "127.0.0.1" not in request.url else None)
+        page.goto(url)
+        expect(page.get_by_placeholder("Type a message")).to_be_visible(timeout=20_000)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert [url for url in outside if not url.startswith(("data:", "blob:"))] == []
+
+
+def ask(page: Page, text: str) -> None:
+    page.get_by_placeholder("Type a message").fill(text)
+    page.keyboard.press("Enter")

@@ -3,38 +3,13 @@
 import re
 import time
 
-import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
+from conftest import ask
 from scripted_engine import Cut, ScriptedEngine, chat_stream, completion_stream, event
 
 NUMBERS = "#chatbot small"
 ANSWER = "[data-testid=bot]:not(:has(small))"  # the small print beneath is the numbers
-
-
-@pytest.fixture
-def visit(chromium):
-    """Open an address as a visitor: visit(url) -> Page, which must stay free of requests to other hosts."""
-    contexts, outside = [], []
-
-    def open_page(url: str, width: int = 1280) -> Page:
-        context = chromium.new_context(viewport={"width": width, "height": 800})
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: outside.append(request.url) if "127.0.0.1" not in request.url else None)
-        page.goto(url)
-        expect(page.get_by_placeholder("Type a message")).to_be_visible(timeout=20_000)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert [url for url in outside if not url.startswith(("data:", "blob:"))] == []
-
-
-def ask(page: Page, text: str) -> None:
-    page.get_by_placeholder("Type a message").fill(text)
-    page.keyboard.press("Enter")
 
 
 def test_a_question_of_the_examples_is_answered_and_the_answer_grows(space, visit):

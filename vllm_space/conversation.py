@@ -258,16 +258,22 @@ def to_markdown(history: History, system_prompt: str = "") -> str:
 # -- what the visitor's browser keeps: [{"id", "title", "messages"}], the newest first -----------------------------
 
 KEPT = 50  # conversations
+LARGE = 2**19  # characters of one conversation
 KEPT_SIZE = 2 * 2**20  # characters; a browser grants an address about five million, encrypted
 
 
 def keep(kept: list[dict], ident: str, history: History, system_prompt: str) -> list[dict]:
-    """The kept conversations with this one on top, and so many of the others as there is room for."""
+    """The kept conversations with this one on top, and so many of the others as there is room for.
+
+    Large pictures are left out: the browser has no room for them.
+    """
     one = {"id": ident, "title": title(history), "messages": to_json(history, system_prompt)}
-    found, size = [], 0
+    if len(json.dumps(one)) > LARGE:
+        one["messages"] = [{**each, "content": text_of(each) or "(picture)"} for each in one["messages"]]
+    found, room = [], KEPT_SIZE
     for each in [one, *(other for other in kept if other["id"] != ident)][:KEPT]:
-        size += len(json.dumps(each))
-        if size > KEPT_SIZE:
-            break
-        found.append(each)
+        size = len(json.dumps(each))
+        if size <= room:
+            room -= size
+            found.append(each)
     return found

@@ -56,6 +56,7 @@ and its key as the secret `MODEL_API_KEY`: then this Space is the page and runs 
 """
 
 CSS = """
+.dark { --color-accent: var(--primary-500); }
 .gradio-container > .main { max-width: 1280px; width: 100%; margin: 0 auto; }
 #chatbot { height: calc(100dvh - 20rem) !important; min-height: 22rem; }
 #chatbot small, .compared small, .numbers { font-size: var(--text-xs); color: var(--body-text-color-subdued); }
@@ -98,7 +99,8 @@ def theme(name: str) -> gr.themes.Base:
         input_placeholder_color="*neutral_500", input_placeholder_color_dark="*neutral_400",
         button_primary_background_fill="*primary_700", button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover="*primary_800", button_primary_background_fill_hover_dark="*primary_800",
-        button_primary_text_color="white", color_accent="*primary_700",
+        button_primary_text_color="white", color_accent="*primary_700", button_cancel_background_fill="#b91c1c",
+        button_cancel_background_fill_dark="#b91c1c", button_cancel_text_color="white",
     )  # fmt: skip
 
 
