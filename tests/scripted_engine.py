@@ -34,8 +34,8 @@ class ScriptedEngine:
     url: str = ""
 
     @contextmanager
-    def running(self) -> Iterator[ScriptedEngine]:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+    def running(self, port: int = 0) -> Iterator[ScriptedEngine]:
+        server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         self.url = f"http://127.0.0.1:{server.server_port}"

@@ -37,6 +37,7 @@ class Answer:
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
     error: str | None = None
+    ended: bool = False
 
     def add(self, piece: Piece) -> None:
         if piece.reasoning:  # the server tells it apart
@@ -85,6 +86,22 @@ class Streams:
             self.active -= 1
             stream.close()
 
+    def follow_all(self, streams: list[Stream]) -> Iterator[list[Answer]]:
+        """The growing answers of several streams that run at the same time. Otherwise as `follow`."""
+        readers = [_Reader(stream, Answer()) for stream in streams]
+        self.active += len(readers)
+        try:
+            for reader in readers:
+                reader.start()
+            while not all(reader.ended for reader in readers):
+                time.sleep(max(LIVELY, self.active / UPDATES_PER_SECOND))
+                yield [reader.answer for reader in readers]
+            yield [reader.answer for reader in readers]
+        finally:
+            self.active -= len(readers)
+            for stream in streams:
+                stream.close()
+
 
 class _Reader(threading.Thread):
     """Reads a stream into an answer, whatever the page is doing meanwhile."""
@@ -130,5 +147,5 @@ class _Reader(threading.Thread):
             answer.error = "Something went wrong on this page's side. Try again; the log of the Space says more."
         finally:
             answer.show(ended=True)
-            self.ended = True
+            self.ended = answer.ended = True
             self.news.set()

@@ -1,6 +1,6 @@
 """The Compare tab: one prompt to several models, or to one model under several settings, side by side.
 
-Each column is one event of its own: they stream at the same time, and one that fails leaves the others alone.
+All columns are one event: the browser would send several one after the other. One that fails leaves the others alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import Any
 
 import gradio as gr
 
-from vllm_space import conversation
+from vllm_space import conversation, errors
+from vllm_space.client import Stream
 from vllm_space.conversation import History
 from vllm_space.streaming import Answer
 from vllm_space.ui_controls import AT_ONCE, STREAM, Controls
@@ -39,7 +40,11 @@ class CompareTab:
                     )  # fmt: skip
                 self.columns.append((column, model, temperature, system_prompt, answer))
         self.prompt = gr.Textbox(
-            label="Prompt", show_label=False, placeholder="One prompt for all columns", submit_btn=True, max_lines=8
+            label="Prompt",
+            show_label=False,
+            placeholder="One prompt for all columns",
+            submit_btn="Compare",
+            max_lines=8,
         )
         with gr.Row():
             self.stop = gr.Button("Stop", variant="stop", elem_classes="stop-button", size="sm")
@@ -50,34 +55,43 @@ class CompareTab:
         return [model for _, model, *_ in self.columns]
 
     def wire(self) -> None:
-        running = []
-        for number, (_, model, temperature, system_prompt, answer) in enumerate(self.columns):
-            own = [self.prompt, self.shown, gr.State(number), model, temperature, system_prompt]
-            running.append(self.prompt.submit(self.answer, [*own, *self.controls.sampling], answer, **STREAM))
-        self.stop.click(None, cancels=running, **AT_ONCE)
+        # For each column its model, its temperature and its system prompt.
+        own = [
+            one
+            for _, model, temperature, system_prompt, _ in self.columns
+            for one in (model, temperature, system_prompt)
+        ]
+        answers = [answer for *_, answer in self.columns]
+        inputs = [self.prompt, self.shown, *own, *self.controls.sampling]
+        running = self.prompt.submit(self.answer, inputs, answers, **STREAM)
+        self.stop.click(None, cancels=[running], **AT_ONCE)
         columns = [column for column, *_ in self.columns]
         self.more.click(self.add, self.shown, [self.shown, *columns, self.more], **AT_ONCE)
 
-    def answer(
-        self,
-        prompt: str,
-        shown: int,
-        number: int,
-        model: str | None,
-        temperature: str,
-        system_prompt: str,
-        *values: Any,
-    ) -> Iterator[History]:
-        """The answer of one column to the prompt."""
-        if number >= shown or not prompt.strip():
+    def answer(self, prompt: str, shown: int, *values: Any) -> Iterator[list[History]]:
+        """The answers of all columns to the prompt, as they grow."""
+        if not prompt.strip():
+            yield [gr.skip()] * COLUMNS
             return
         history = [conversation.message("user", prompt)]
-        messages = conversation.to_messages(history, system_prompt)
-        answer = Answer()
-        for answer in self.controls.answer(messages, model, values, temperature=temperature):
-            yield history + conversation.shown(answer)
-        final = conversation.shown(answer, ended=True)
-        yield history + [{**one, "options": None} for one in final]  # nothing is continued here
+        answers: dict[int, Answer] = {}  # of the columns that cannot even begin
+        streams: dict[int, Stream] = {}
+        for number in range(shown):
+            model, temperature, system_prompt = values[3 * number : 3 * number + 3]
+            messages = conversation.to_messages(history, system_prompt)
+            try:
+                streams[number] = self.controls.stream(messages, model, values[3 * COLUMNS :], temperature=temperature)
+            except errors.SpaceError as error:
+                answers[number] = Answer(error=str(error), ended=True)
+        for growing in self.controls.streams.follow_all(list(streams.values())):
+            now = answers | dict(zip(streams, growing, strict=True))
+            yield [history + self._shown(now[n]) if n in now else gr.skip() for n in range(COLUMNS)]
+
+    @staticmethod
+    def _shown(answer: Answer) -> History:
+        return [
+            {**one, "options": None} for one in conversation.shown(answer, answer.ended)
+        ]  # nothing is continued here
 
     def add(self, shown: int) -> tuple:
         shown = min(shown + 1, COLUMNS)

@@ -70,15 +70,19 @@ class Controls:
             placeholder="none" if name == "stop" else "model default",
         )
 
-    def answer(self, messages: list[Message], model: str | None, values: tuple, **others: Any) -> Iterator[Answer]:
-        """The growing answer to a conversation; whatever goes wrong becomes its error. `others` win over `values`."""
+    def stream(self, messages: list[Message], model: str | None, values: tuple, **others: Any) -> client.Stream:
+        """The answer to a conversation, about to be asked for. `others` win over `values`. Raises SpaceError."""
+        found = self.catalog.find(model)
+        return client.chat(found, messages, self._fit(found, messages, self._fields(values, others)))
+
+    def answer(self, messages: list[Message], model: str | None, values: tuple) -> Iterator[Answer]:
+        """The growing answer to a conversation; whatever goes wrong becomes its error."""
         try:
-            found = self.catalog.find(model)
-            fields = self._fit(found, messages, self._fields(values, others))
+            stream = self.stream(messages, model, values)
         except errors.SpaceError as error:
             yield Answer(error=str(error))
         else:
-            yield from self.streams.follow(client.chat(found, messages, fields))
+            yield from self.streams.follow(stream)
 
     def continuation(self, text: str, model: str | None, values: tuple) -> Iterator[Answer]:
         """The growing continuation of a text. Otherwise as `answer`."""
