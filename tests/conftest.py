@@ -179,6 +179,7 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
 def chromium() -> Iterator[object]:
     from playwright.sync_api import sync_playwright
 
+    expect.set_options(timeout=15_000)  # a busy machine takes its time
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=flags)
