@@ -61,7 +61,7 @@ class Stream(threading.Thread):
     def run(self) -> None:
         body = {
             "model": MODEL, "messages": [{"role": "user", "content": QUESTION}],
-            "stream": True, "max_tokens": 1800, "ignore_eos": True,  # long enough to be killed in
+            "stream": True, "max_tokens": 1200, "ignore_eos": True,  # long enough to be killed in
         }  # fmt: skip
         try:
             with requests.post(

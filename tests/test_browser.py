@@ -31,7 +31,7 @@ def test_a_question_of_the_examples_is_answered_and_the_answer_grows(space, visi
     expect(page.locator(NUMBERS)).to_be_visible(timeout=60_000)
     sizes = page.evaluate("window.sizes")
     assert len(set(sizes)) > 1, "the answer came in one piece"
-    assert sizes[-1] > sizes[0] > 0
+    assert sizes[-1] > sizes[0]
     expect(answer).to_contain_text("MODEL_ID")
     assert re.search(r"\d+ tokens · \d+ tokens/s · first after", page.locator(NUMBERS).inner_text())
 

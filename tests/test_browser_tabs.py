@@ -104,7 +104,7 @@ def test_bare_think_tags_fold_into_a_thought_that_tells_how_long(page, visit):
         expect(tab.get_by_role("button", name="Thinking")).to_be_visible()
         expect(tab.get_by_text("Let me think.")).to_be_visible()
         expect(tab.locator("#chatbot")).to_contain_text("Forty-two.")
-        expect(tab.get_by_role("button", name=re.compile(r"Thought.*\(\d+(\.\d+)?s\)"))).to_be_visible()
+        expect(tab.get_by_role("button", name=re.compile(r"Thought.*\(\d"))).to_be_visible()
         expect(tab.get_by_text("Let me think.")).not_to_be_visible()
         assert "think>" not in tab.locator("#chatbot").inner_text()
 
