@@ -1,0 +1,186 @@
+"""The page in a real Chromium on the real engine: the ways through it that visitors take."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+from playwright.sync_api import expect
+
+from conftest import API_KEY, ROOT, ask, free_port, wait_for
+from vllm_space import snippets
+
+ANSWER = "#chatbot [data-testid=bot]:not(:has(small))"
+NUMBERS = "#chatbot small"
+LONG = "Explain step by step how to deploy this Space."
+
+
+def running(space) -> float:
+    """The engine's gauge of running requests."""
+    lines = requests.get(f"{space.engine_url}/metrics", timeout=5).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running"))
+
+
+def set_sampling(tab, **values):
+    for label, value in values.items():
+        tab.get_by_label(label.replace("_", " ")).locator("visible=true").first.fill(value)
+
+
+def test_a_chat_of_three_turns_with_edit_and_retry(space, visit):
+    tab = visit(space.url)
+    set_sampling(tab, Temperature="0")
+    for count, question in enumerate(("What is this Space?", "How do I use another model?", LONG), start=1):
+        ask(tab, question)
+        expect(tab.locator(NUMBERS)).to_have_count(count, timeout=30_000)
+    expect(tab.locator(ANSWER).nth(1)).to_contain_text("MODEL_ID")
+    before = tab.locator(ANSWER).last.inner_text()
+
+    tab.get_by_role("button", name="Retry", exact=True).last.click()
+    expect(tab.locator(NUMBERS)).to_have_count(2)
+    expect(tab.locator(NUMBERS)).to_have_count(3, timeout=30_000)
+    assert tab.locator(ANSWER).last.inner_text() == before  # the same question at temperature 0
+
+    tab.get_by_role("button", name="Edit", exact=True).last.click()
+    tab.locator("#chatbot textarea").last.fill("How do I use another model?")
+    tab.locator("#chatbot").get_by_label("Submit").last.click()
+    expect(tab.locator(ANSWER).last).to_contain_text("MODEL_ID", timeout=30_000)
+    expect(tab.locator("[data-testid=user]")).to_have_count(3)
+
+
+def test_stop_frees_the_engine_within_a_second(space, visit):
+    tab = visit(space.url)
+    # Nothing may end the answer before Stop does: the sampling is wild, and the answer as long as may be.
+    set_sampling(tab, Temperature="2", Max_tokens="1900")
+    ask(tab, "Tell me everything about this Space.")
+    wait_for(lambda: running(space) == 1, 20, "the generation")
+    expect(tab.locator(ANSWER).last).to_be_visible()
+    tab.locator("#message .stop-button").click()
+    wait_for(lambda: running(space) == 0, 1, "the end of the generation")
+    assert tab.locator(ANSWER).last.inner_text()
+
+
+def test_an_answer_that_max_tokens_cut_is_continued(space, visit):
+    tab = visit(space.url)
+    set_sampling(tab, Temperature="0", Max_tokens="12")
+    ask(tab, LONG)
+    option = tab.get_by_text("Stopped at 12 tokens — Continue")
+    expect(option).to_be_visible(timeout=30_000)
+    first = tab.locator(ANSWER).inner_text().strip()
+    set_sampling(tab, Max_tokens="400")
+    option.click()
+    expect(option).to_have_count(0)
+    expect(tab.locator(NUMBERS)).to_have_count(1, timeout=30_000)
+    whole = tab.locator(ANSWER).inner_text()
+    assert whole.startswith(first[:30])
+    assert len(whole) > len(first)
+    expect(tab.locator("[data-testid=user]")).to_have_count(1)
+
+
+def test_completion_goes_on_in_place_and_can_be_undone(space, visit):
+    tab = visit(space.url)
+    tab.get_by_role("tab", name="Completion").click()
+    text = tab.locator("#text textarea")
+    text.fill("This Space")
+    tab.get_by_role("button", name="Complete").click()
+    expect(text).to_have_value(re.compile(r"^This Space .{20}", re.DOTALL), timeout=30_000)
+    expect(tab.locator(".numbers").first).to_contain_text("tokens/s", timeout=30_000)
+    tab.get_by_role("button", name="Undo").click()
+    expect(text).to_have_value("This Space")
+
+
+def test_compare_with_two_servers(space, page, visit):
+    servers = {"A": space.engine_url, "B": space.engine_url}
+    tab = visit(page(None, MODELS=json.dumps(servers), MODEL_API_KEY=space.engine_key))
+    tab.get_by_role("tab", name="Compare").click()
+    expect(tab.get_by_label("Model 2")).to_have_value("vllm-space-demo (B)")
+    tab.get_by_placeholder("One prompt").fill(LONG)
+    tab.keyboard.press("Enter")
+    wait_for(lambda: running(space) == 2, 20, "two generations at once")
+    for answer in tab.locator(".compared").all()[:2]:
+        expect(answer.locator("small")).to_contain_text("tokens/s", timeout=30_000)
+        expect(answer).to_contain_text("Space")
+
+
+def test_the_status_shows_a_generation_in_progress(space, visit):
+    tab = visit(space.url)
+    tab.get_by_role("tab", name="Status").click()
+    expect(tab.locator("#facts")).to_contain_text("Engine: ready since")
+    for fact in ("Restarts: 0", "Model: vllm-space-demo", "Context: 2,048 tokens", "Number format: bfloat16", "GPU"):
+        expect(tab.locator("#facts")).to_contain_text(fact)
+    expect(tab.locator(".plot canvas, .plot svg")).to_have_count(3)
+
+    def most() -> float:
+        """The highest label of the tokens' axis, which grows with what it shows."""
+        labels = tab.locator(".plot").first.locator("svg text").all_text_contents()
+        return max((float(label.replace(",", "")) for label in labels if re.fullmatch(r"[\d,]+", label)), default=0)
+
+    wait_for(lambda: most() > 0, 10, "the plots")
+    idle = most()
+    body = {"model": "vllm-space-demo", "prompt": "This", "max_tokens": 1900, "ignore_eos": True}
+    requests.post(f"{space.engine_url}/v1/completions", json=body, headers=space.auth, timeout=120).raise_for_status()
+    wait_for(lambda: most() > max(idle, 20), 15, "the generation in the plot")
+
+
+# -- the programs of the API tab, each run as it stands there ----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def openai_for_node() -> Path:
+    """A folder with npm's `openai`, installed once into the user's cache."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vllm-space-tests" / "node"
+    if not (folder / "node_modules" / "openai").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["npm", "install", "--no-audit", "--no-fund", "openai@6"], cwd=folder, check=True, timeout=300)
+    return folder
+
+
+@pytest.mark.parametrize("title", snippets.ALL)
+def test_the_programs_of_the_api_tab_run_as_they_stand(space, visit, title, tmp_path, request):
+    tab = visit(space.url)
+    tab.get_by_role("tab", name="API", exact=True).click()
+    tab.get_by_role("tab", name=title, exact=True).click()
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    shown = tab.locator(".snippet").locator("visible=true")
+    expect(shown).to_contain_text(space.url)
+    program = "\n".join(shown.locator(".cm-line").all_inner_texts()).replace("\n\n\n", "\n\n")
+    assert snippets.QUESTION in program
+    folder = tmp_path
+    if title == "JavaScript":
+        folder = request.getfixturevalue("openai_for_node")
+        command = ["node", "--input-type=module"]
+    elif title == "curl":
+        command = ["bash"]
+    else:
+        command = [sys.executable]
+    done = subprocess.run(
+        command, input=program, cwd=folder, env=os.environ | {"API_KEY": API_KEY},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "vLLM" in done.stdout, done.stderr
+
+
+# -- thinking, on an engine of its own with a reasoning parser ----------------------------------------------------
+
+
+def test_a_thinking_model_with_a_reasoning_parser(program, visit):
+    port, engine_port = free_port(), free_port()
+    started = program(
+        ["bash", str(ROOT / "start.sh"), "--port", str(port)], ENGINE_PORT=str(engine_port), REASONING_PARSER="qwen3",
+        ENGINE_ARGS="""--default-chat-template-kwargs '{"enable_thinking": true}'""",
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    started.wait_until_up(url)
+    tab = visit(url)
+    set_sampling(tab, Temperature="0")
+    ask(tab, "How do I use another model?")
+    thought = tab.get_by_role("button", name=re.compile("Thought"))
+    expect(thought).to_be_visible(timeout=30_000)
+    expect(tab.locator(NUMBERS)).to_have_count(1, timeout=30_000)
+    assert "think>" not in tab.locator("#chatbot").inner_text()
+    expect(tab.locator(ANSWER).last).to_be_visible()  # and the thought above it is folded
+    assert tab.locator(ANSWER).last.inner_text().strip()
