@@ -24,6 +24,7 @@ from playwright.sync_api import Page, expect
 
 ROOT = Path(__file__).resolve().parent.parent
 API_KEY = "key-of-the-tests"
+OPENAI_JS = "openai@7.57.0"
 BOOT_TIMEOUT = 400  # seconds; a warm boot takes about 40 here
 
 # What a test may inherit: never the owner's variables, and no network beyond loopback.
@@ -210,3 +211,15 @@ def visit(chromium):
 def ask(page: Page, text: str) -> None:
     page.get_by_placeholder("Type a message").fill(text)
     page.keyboard.press("Enter")
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> Path:
+    """The npm package, installed once into the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vllm-space" / OPENAI_JS
+    if not (cache / ".complete").exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        install = ["npm", "install", "--prefix", str(cache), "--no-audit", "--no-fund", "--ignore-scripts", OPENAI_JS]
+        subprocess.run(install, check=True, timeout=300)
+        (cache / ".complete").touch()
+    return cache

@@ -2,11 +2,9 @@
 
 import http.client
 import json
-import os
 import re
 import socket
 import subprocess
-from pathlib import Path
 
 import anthropic
 import hypothesis
@@ -24,7 +22,6 @@ QUESTION = "How do I use another model?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
 CHAT = {"model": MODEL, "messages": MESSAGES, "temperature": 0}
 KEY = {"Authorization": f"Bearer {API_KEY}"}
-OPENAI_JS = "openai@7.57.0"
 # Fields with a number of tokens in their name that ask for none of the answer's.
 NO_ANSWER_TOKENS = {"min_tokens", "thinking_token_budget", "truncate_prompt_tokens"}
 
@@ -95,18 +92,6 @@ def test_anthropic_client_talks_counts_and_streams(claude, answer):
         assert "".join(stream.text_stream) == answer
     with pytest.raises(anthropic.NotFoundError):
         claude.messages.create(**asked | {"model": "no-such-model"})
-
-
-@pytest.fixture(scope="module")
-def node_modules() -> Path:
-    """The npm package, installed once into the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vllm-space" / OPENAI_JS
-    if not (cache / ".complete").exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        install = ["npm", "install", "--prefix", str(cache), "--no-audit", "--no-fund", "--ignore-scripts", OPENAI_JS]
-        subprocess.run(install, check=True, timeout=300)
-        (cache / ".complete").touch()
-    return cache
 
 
 def test_openai_javascript_client_does_the_same(space, node_modules, answer):
