@@ -252,6 +252,14 @@ def test_nothing_is_polled_when_nobody_looks_at_the_status(page, visit):
         assert len(asked) == before
 
 
+@pytest.mark.parametrize(("keys", "says"), [({}, "/v1 is closed"), ({"API_KEYS": "k"}, "/v1 is open")])
+def test_the_api_tab_says_whether_v1_is_open(page, visit, keys, says):
+    with ScriptedEngine().running() as engine:
+        tab = visit(page(engine.url, **keys))
+        open_tab(tab, "API")
+        expect(tab.get_by_text(says)).to_be_visible()
+
+
 def test_escape_stops_and_shift_enter_breaks_the_line(page, visit):
     with ScriptedEngine(lambda path, body: chat_stream(*["word "] * 500, every=0.02)).running() as engine:
         tab = visit(page(engine.url))
