@@ -35,7 +35,7 @@ class Visitor:
         self.session_hash = secrets.token_hex(5)
         self.types = {component["id"]: component["type"] for component in config["components"]}
         self.values = {component["id"]: component["props"].get("value") for component in config["components"]}
-        self.dependencies = [one for one in config["dependencies"] if one["backend_fn"]]
+        self.dependencies = config["dependencies"]
         self.enter = next(
             one for one in self.dependencies
             for target, event in one["targets"]
@@ -43,6 +43,14 @@ class Visitor:
         )  # fmt: skip
         self.textbox = next(target for target, event in self.enter["targets"] if event == "submit")
         self.chatbot = next(id for id, kind in self.types.items() if kind == "chatbot")
+
+    async def arrive(self) -> None:
+        """Load the page: the events that it runs before anything is typed."""
+        self.seen = Seen()
+        self.began = time.perf_counter()
+        for one in self.dependencies:
+            if any(event == "load" for _, event in one["targets"]):
+                await self._run(one)
 
     async def ask(self, message: str) -> Seen:
         """Type a message, press Enter, and watch until the chain of events has ended."""
@@ -54,6 +62,16 @@ class Visitor:
         return self.seen
 
     async def _run(self, dependency: dict[str, Any]) -> None:
+        if dependency["backend_fn"]:
+            await self._call(dependency)
+        else:  # JavaScript of the page's own, which at most hands values on
+            for source, target in zip(dependency["inputs"], dependency["outputs"], strict=False):
+                self.values[target] = self.values[source]
+        for one in self.dependencies:
+            if one.get("trigger_after") == dependency["id"] and not one.get("trigger_only_on_failure"):
+                await self._run(one)
+
+    async def _call(self, dependency: dict[str, Any]) -> None:
         inputs = [None if self.types[id] == "state" else self.values[id] for id in dependency["inputs"]]
         body = {
             "data": inputs, "fn_index": dependency["id"], "session_hash": self.session_hash,
@@ -65,9 +83,6 @@ class Visitor:
                 self._show(dependency, (await answer.json())["data"])
         else:
             await self._queued(dependency, body)
-        for one in self.dependencies:
-            if one.get("trigger_after") == dependency["id"]:
-                await self._run(one)
 
     async def _queued(self, dependency: dict[str, Any], body: dict[str, Any]) -> None:
         async with self.http.post(f"{self.url}{API}/queue/join", json=body) as answer:
@@ -112,7 +127,7 @@ class Visitor:
         """The text of the last answer on the page."""
         for turn in reversed(self.values.get(self.chatbot) or []):
             if turn["role"] == "assistant" and not (turn.get("metadata") or {}).get("title"):
-                return "".join(part.get("text", "") for part in turn["content"])
+                return turn["content"][0].get("text", "")  # what follows are the numbers beneath it
             if turn["role"] == "user":
                 break
         return ""

@@ -108,7 +108,9 @@ async def measure(name: str, streams: int, tokens: int, rate: float) -> dict:
         page = start([str(HERE / "competitors.py"), name, engine_url, str(port)])
     try:
         timeout = aiohttp.ClientTimeout(total=600)
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as http:
+        # A server closes idle connections after 5 s; a browser would try again, so this one never uses those.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
             if page is None:
                 await asyncio.sleep(1)
                 cpu, memory = 0.0, 0
@@ -117,6 +119,8 @@ async def measure(name: str, streams: int, tokens: int, rate: float) -> dict:
                 url = f"http://127.0.0.1:{port}"
                 config = await config_of(http, url)
                 visitors = [Visitor(http, url, json.loads(json.dumps(config))) for _ in range(streams + 1)]
+                for visitor in visitors:
+                    await visitor.arrive()
                 await visitors[0].ask("warm up")
                 before = sum(page.cpu_times()[:2])
                 seen = await asyncio.gather(*(visitor.ask("Hi") for visitor in visitors[1:]))
