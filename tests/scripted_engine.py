@@ -69,7 +69,9 @@ def _handler(engine: ScriptedEngine) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             if self.path == "/v1/models" and engine.models is not None:
-                data = [{"id": name, "object": "model", "max_model_len": 4096} for name in engine.models]
+                data = [
+                    {"id": name, "object": "model", "owned_by": "vllm", "max_model_len": 4096} for name in engine.models
+                ]
                 self.reply(200, {"object": "list", "data": data})
             elif self.path == "/health":
                 self.reply(200, "")

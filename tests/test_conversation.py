@@ -75,11 +75,13 @@ def test_text_files_are_quoted_under_their_names_and_bounded(tmp_path):
             conversation.question("Sum up", [str(file)], images=False)
 
 
-def test_the_browser_keeps_the_newest_within_its_bounds():
-    kept = []
-    for number in range(conversation.KEPT + 5):
-        kept = conversation.keep(kept, str(number), [conversation.message("user", f"Question {number}")], "")
-    assert len(kept) == conversation.KEPT
-    assert kept[0]["title"] == f"Question {conversation.KEPT + 4}"
-    large = [conversation.message("user", "x" * conversation.KEPT_SIZE)]
-    assert conversation.keep(kept, "large", large, "") == kept[: conversation.KEPT - 1]
+def test_a_picture_too_large_for_the_browser_is_left_out_of_what_it_keeps(tmp_path):
+    picture = tmp_path / "large.png"
+    picture.write_bytes(b"x" * conversation.LARGE)
+    said = conversation.question("What is this?", [str(picture)], images=True)
+    kept = conversation.written([said], "Be brief.", "id-1")
+    assert kept["title"] == "What is this?"
+    assert kept["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is this?"},
+    ]

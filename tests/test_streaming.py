@@ -72,3 +72,20 @@ def test_a_stalled_engine_still_gets_heartbeats():
             updates += 1
         took = time.monotonic() - began
     assert updates >= took / streaming.HEARTBEAT / 2
+
+
+def test_a_busy_page_has_vllm_send_several_tokens_at_once():
+    asked = []
+
+    def script(path, body):
+        asked.append(body.get("stream_interval"))
+        return chat_stream(*["x"] * 50, every=0.01)
+
+    streams = Streams()
+    with ScriptedEngine(script).running() as engine:
+        for streams.active in (0, 100, 100):  # as if as many ran
+            for answer in streams.follow(stream(engine)):
+                pass
+            assert answer.text == "x" * 50
+    assert asked[0] is None  # nothing is known of its speed yet, and alone each token is worth an update
+    assert 10 <= asked[1] <= 25  # half of what comes in the 0.4 s between two updates at 100 tokens/s

@@ -59,6 +59,7 @@ class Model:
     name: str
     protocol: str = "openai"  # or "generate"
     context_length: int | None = None
+    is_vllm: bool = False  # it knows fields of vLLM's own
 
     @property
     def label(self) -> str:
@@ -96,7 +97,13 @@ def models(server: Server) -> list[Model]:
             return [Model(server, server.label or "vLLM (legacy server)", "generate")]
         _check(answer)
         return [
-            Model(server, model["id"], context_length=model.get("max_model_len")) for model in answer.json()["data"]
+            Model(
+                server,
+                model["id"],
+                context_length=model.get("max_model_len"),
+                is_vllm=model.get("owned_by") == "vllm",
+            )
+            for model in answer.json()["data"]
         ]
 
 

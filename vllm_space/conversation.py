@@ -13,6 +13,7 @@ import mimetypes
 from pathlib import Path
 from typing import Any
 
+from gradio import FileData
 from gradio.processing_utils import save_base64_to_cache
 
 from vllm_space import errors
@@ -34,7 +35,7 @@ IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 
 def message(role: str, text: str, **metadata: Any) -> dict[str, Any]:
     # As a typed part: Gradio would re-indent a plain string, and with it the code in it.
-    return {"role": role, "content": [_part(text)], "metadata": metadata or None}
+    return {"role": role, "content": [_part(text)], "metadata": metadata or None, "options": None}
 
 
 def _part(text: str) -> dict[str, Any]:
@@ -42,7 +43,8 @@ def _part(text: str) -> dict[str, Any]:
 
 
 def _picture(path: str) -> dict[str, Any]:
-    return {"type": "file", "file": {"path": path, "mime_type": mimetypes.guess_type(path)[0]}}
+    file = FileData(path=path, mime_type=mimetypes.guess_type(path)[0], orig_name=Path(path).name)
+    return {"type": "file", "file": file.model_dump(), "alt_text": None}
 
 
 def question(text: str, files: list[str], images: bool) -> dict[str, Any]:
@@ -255,25 +257,14 @@ def to_markdown(history: History, system_prompt: str = "") -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-# -- what the visitor's browser keeps: [{"id", "title", "messages"}], the newest first -----------------------------
+# -- what the visitor's browser keeps -------------------------------------------------------------------------------
 
-KEPT = 50  # conversations
-LARGE = 2**19  # characters of one conversation
-KEPT_SIZE = 2 * 2**20  # characters; a browser grants an address about five million, encrypted
+LARGE = 2**19  # characters of one conversation, of which the browser has room for a few
 
 
-def keep(kept: list[dict], ident: str, history: History, system_prompt: str) -> list[dict]:
-    """The kept conversations with this one on top, and so many of the others as there is room for.
-
-    Large pictures are left out: the browser has no room for them.
-    """
-    one = {"id": ident, "title": title(history), "messages": to_json(history, system_prompt)}
-    if len(json.dumps(one)) > LARGE:
-        one["messages"] = [{**each, "content": text_of(each) or "(picture)"} for each in one["messages"]]
-    found, room = [], KEPT_SIZE
-    for each in [one, *(other for other in kept if other["id"] != ident)][:KEPT]:
-        size = len(json.dumps(each))
-        if size <= room:
-            room -= size
-            found.append(each)
-    return found
+def written(history: History, system_prompt: str, ident: str) -> dict[str, Any]:
+    """{"id", "title", "messages"} of a conversation. Large pictures are left out: the browser has no room for them."""
+    messages = to_json(history, system_prompt)
+    if len(json.dumps(messages)) > LARGE:
+        messages = [{**each, "content": text_of(each) or "(picture)"} for each in messages]
+    return {"id": ident, "title": title(history), "messages": messages}

@@ -12,7 +12,7 @@ import time
 import gradio as gr
 from starlette.middleware import Middleware
 
-from vllm_space import api, auth, client, conversation, engine, ui
+from vllm_space import api, auth, client, conversation, engine, ui, ui_browser
 from vllm_space.client import Catalog
 from vllm_space.settings import Settings
 
@@ -33,9 +33,15 @@ def serve(demo: gr.Blocks, config: Settings, models: Catalog, guard: auth.Guard)
     engine.die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio's
+    # Gradio looks for it before and after each step of a handler; where it is not installed, that search takes 0.5 ms.
+    sys.modules.setdefault("matplotlib", None)
     while config.engine_run_dir and not engine.has_started(config.engine_run_dir):
         time.sleep(0.05)  # start.sh ends this process if the engine fails
-    demo.queue(default_concurrency_limit=config.max_concurrency, max_size=config.max_queue)
+    demo.queue(
+        default_concurrency_limit=config.max_concurrency,
+        max_size=config.max_queue,
+        status_update_rate=1,  # seconds; at each start instead, those who begin together would all hear of one another
+    )
     demo.launch(
         server_name=config.gradio_server_name,
         server_port=config.gradio_server_port,
@@ -50,7 +56,7 @@ def serve(demo: gr.Blocks, config: Settings, models: Catalog, guard: auth.Guard)
         max_threads=config.max_concurrency + 40,  # one for each stream, and some for everything else
         theme=ui.theme(config.app_theme),
         css=ui.CSS,
-        js=ui.JS,
+        js=ui_browser.ON_LOAD,
         mcp_server=True,  # /chat and /complete as tools
         max_file_size=conversation.IMAGE_LIMIT,
         footer_links=["api", "settings"],

@@ -64,6 +64,25 @@ class Streams:
 
     def __init__(self) -> None:
         self.active = 0
+        self.rate = 0.0  # tokens a second of one stream, as the last answers had it
+
+    @property
+    def pace(self) -> float:
+        """Seconds between two updates of one stream."""
+        return max(LIVELY, self.active / UPDATES_PER_SECOND)
+
+    def _reader(self, stream: Stream, answer: Answer) -> _Reader:
+        # vLLM can send several tokens at once, of which the first is not delayed. So many that there is something new
+        # for each update, even if it has become slower, spare the reading and parsing of each.
+        if stream.model.is_vllm and (interval := int(self.rate * self.pace / 2)) > 1:
+            stream.body["stream_interval"] = interval
+        return _Reader(stream, answer)
+
+    def _learn(self, answer: Answer) -> None:
+        time = answer.elapsed - (answer.first_token_after or 0)
+        tokens = (answer.usage or {}).get("completion_tokens") or 0
+        if tokens > 1 and time > 0:
+            self.rate = 0.7 * (self.rate or tokens / time) + 0.3 * tokens / time
 
     def follow(self, stream: Stream, verbatim: bool = False) -> Iterator[Answer]:
         """Yield the growing answer (the same object each time), at last complete or with its `error`.
@@ -73,28 +92,29 @@ class Streams:
         a yield that a visitor has left, so there is one every HEARTBEAT even while nothing arrives.
         """
         answer = Answer(verbatim)
-        reader = _Reader(stream, answer)
         self.active += 1
+        reader = self._reader(stream, answer)
         try:
             reader.start()
             reader.wait(HEARTBEAT)
             while not reader.ended:
                 yield answer
-                reader.wait(max(LIVELY, self.active / UPDATES_PER_SECOND))
+                reader.wait(self.pace)
             yield answer
         finally:
             self.active -= 1
+            self._learn(answer)
             stream.close()
 
     def follow_all(self, streams: list[Stream]) -> Iterator[list[Answer]]:
         """The growing answers of several streams that run at the same time. Otherwise as `follow`."""
-        readers = [_Reader(stream, Answer()) for stream in streams]
-        self.active += len(readers)
+        self.active += len(streams)
+        readers = [self._reader(stream, Answer()) for stream in streams]
         try:
             for reader in readers:
                 reader.start()
             while not all(reader.ended for reader in readers):
-                time.sleep(max(LIVELY, self.active / UPDATES_PER_SECOND))
+                time.sleep(self.pace)
                 yield [reader.answer for reader in readers]
             yield [reader.answer for reader in readers]
         finally:

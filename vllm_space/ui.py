@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from vllm_space import auth, engine
+from vllm_space import auth, engine, ui_browser
 from vllm_space.client import Catalog, Model
 from vllm_space.hardware import Space
 from vllm_space.settings import DEMO_MODEL_NAME, Settings
@@ -66,17 +66,6 @@ CSS = """
 #text textarea { font-family: var(--font-mono); }
 #conversations label { width: 100%; }
 #conversations label span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-"""
-
-# What Gradio has no part for: Esc presses the Stop button that is in sight; on a phone the sidebar begins closed.
-JS = """
-() => {
-  document.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape") return;
-    [...document.querySelectorAll(".stop-button")].find((one) => one.offsetParent && !one.disabled)?.click();
-  });
-  if (window.innerWidth < 768) document.querySelector("#sidebar .toggle-button")?.click();
-}
 """
 
 
@@ -176,22 +165,18 @@ class Page:
     def wire(self, demo: gr.Blocks) -> None:
         model = self.controls.model
         state = [self.about, self.banner, self.controls.again, model, *self.compare.models]
-        demo.load(
-            self.greet,
-            [model, self.chat.kept],
-            [*state, self.chat.chatbot, self.chat.message, self.chat.conversations],
-            **PRIVATE,
-        )
+        demo.load(None, self.chat.kept, [self.chat.conversations, self.chat.delete], js=ui_browser.LIST)
+        demo.load(self.greet, model, [*state, self.chat.chatbot, self.chat.message], **PRIVATE)
         self.controls.again.tick(self.look, model, [*state, self.chat.message], **AT_ONCE)
         model.input(self.pick, model, [self.about, self.chat.message], **AT_ONCE)
 
-    def greet(self, label: str | None, kept: list[dict]) -> tuple:
+    def greet(self, label: str | None) -> tuple:
         """What depends on the servers, asked anew for each visitor."""
         *state, message = self.look(label)
         demo = any(model.name == DEMO_MODEL_NAME for model in self.catalog.models())
         examples = self.config.app_examples or (DEMO_EXAMPLES if demo else EXAMPLES)
         chatbot = gr.Chatbot(examples=[{"text": text} for text in examples])
-        return *state, chatbot, message, self.chat.listed(kept)
+        return *state, chatbot, message
 
     def look(self, label: str | None) -> tuple:
         """The models and what is wrong, as they are now."""

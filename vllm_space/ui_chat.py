@@ -12,10 +12,10 @@ from typing import Any
 
 import gradio as gr
 
-from vllm_space import conversation, errors
+from vllm_space import conversation, errors, ui_browser
 from vllm_space.conversation import History
 from vllm_space.streaming import Answer
-from vllm_space.ui_controls import AT_ONCE, STREAM, Controls
+from vllm_space.ui_controls import AT_ONCE, RAW, STREAM, Controls
 
 LATEX = [
     {"left": "$$", "right": "$$", "display": True},
@@ -27,8 +27,6 @@ TEXT_FILES = [
     ".py", ".js", ".ts", ".sh", ".c", ".h", ".cpp", ".java", ".go", ".rs", ".sql", ".tex",
 ]  # fmt: skip
 IMAGE_FILES = [".png", ".jpg", ".jpeg", ".webp", ".gif"]
-
-CLICK_DOWNLOAD = "() => document.querySelector('#download').click()"
 
 
 class ChatTab:
@@ -74,87 +72,98 @@ class ChatTab:
             autofocus=True,
             interactive=True,
         )
+        self.sent = gr.MultimodalTextbox(visible="hidden", label="Sent message", file_count="multiple")
+        self.now = gr.JSON(visible="hidden")  # the conversation on its way to what the browser keeps
 
     # -- what happens ----------------------------------------------------------------------------------------
 
     def wire(self) -> None:
         inputs = [self.controls.system_prompt, self.controls.model, *self.controls.sampling]
-        outputs = [self.chatbot, self.message]
+        begin = [self.chatbot.retry, self.chatbot.edit, self.chatbot.example_select, self.chatbot.option_select]
+        gr.on(begin, None, None, self.message, js=ui_browser.ANSWERING)
+        sent = self.message.submit(None, self.message, [self.sent, self.message], js=ui_browser.SEND)
+        answer = sent.success(self.submit, [self.sent, self.chatbot, *inputs], self.chatbot, **STREAM)
+        answer.failure(None, [self.sent, self.chatbot], self.message, js=ui_browser.NOT_SENT)
         running = [
-            self.message.submit(self.submit, [self.message, self.chatbot, *inputs], outputs, **STREAM),
-            self.chatbot.retry(self.retry, [self.chatbot, *inputs], outputs, **STREAM),
-            self.chatbot.edit(self.edit, [self.chatbot, *inputs], outputs, **STREAM),
-            self.chatbot.example_select(self.example, inputs, outputs, **STREAM),
-            self.chatbot.option_select(self.go_on, [self.chatbot, *inputs], outputs, **STREAM),
+            answer,
+            self.chatbot.retry(self.retry, [self.chatbot, *inputs], self.chatbot, **STREAM),
+            self.chatbot.edit(self.edit, [self.chatbot, *inputs], self.chatbot, **STREAM),
+            self.chatbot.example_select(self.example, inputs, self.chatbot, **STREAM),
+            self.chatbot.option_select(self.go_on, [self.chatbot, *inputs], self.chatbot, **STREAM),
         ]
-        # Saved when the answer is there, so that nothing stands before its first token.
-        place = [self.kept, self.conversations]
-        keeping = [self.chatbot, self.controls.system_prompt, *place], [*place, self.delete, self.controls.again]
+        self.message.stop(None, None, self.message, js=ui_browser.READY, cancels=running)
         for event in running:
-            event.then(self.keep, *keeping, **AT_ONCE)
-        stop = self.message.stop(self.ready_to_send, None, self.message, cancels=running, **AT_ONCE)
-        stop.then(self.keep, *keeping, **AT_ONCE)
-        undo = self.chatbot.undo(self.undo_turn, self.chatbot, outputs, **AT_ONCE)
-        undo.then(self.keep, *keeping, **AT_ONCE)
+            event.failure(None, None, self.message, js=ui_browser.READY)  # Gradio's then() leaves failures out
+            # Kept when the answer is there, so that nothing stands before its first token.
+            self.keep_after(event.then(None, None, self.message, js=ui_browser.READY))
+        self.keep_after(self.chatbot.undo(self.undo_turn, self.chatbot, [self.chatbot, self.message], **AT_ONCE))
 
-        page = [self.chatbot, self.message, self.conversations, self.delete]
-        gr.on([self.new.click, self.chatbot.clear], self.start_anew, None, page, cancels=running, **AT_ONCE)
-        self.conversations.input(
-            self.open, place, [self.chatbot, self.message, self.delete, self.controls.system_prompt],
-            cancels=running, **AT_ONCE,
+        place = [self.kept, self.conversations]
+        gr.on(
+            [self.new.click, self.chatbot.clear], None, None, [self.chatbot, self.conversations, self.delete],
+            cancels=running, js=ui_browser.START_ANEW,
         )  # fmt: skip
-        self.delete.click(self.forget, place, [self.kept, *page], cancels=running, **AT_ONCE)
+        self.conversations.input(
+            self.open, place, [self.chatbot, self.controls.system_prompt, self.delete],
+            cancels=running, js=ui_browser.OPEN, **RAW,
+        )  # fmt: skip
+        self.delete.click(
+            None, place, [self.kept, self.chatbot, self.conversations, self.delete],
+            cancels=running, js=ui_browser.FORGET,
+        )  # fmt: skip
         whole = [self.chatbot, self.controls.system_prompt]
         for button, write in ((self.as_markdown, self.write_markdown), (self.as_json, self.write_json)):
-            button.click(write, whole, self.download, **AT_ONCE).success(None, js=CLICK_DOWNLOAD)
-        self.upload.upload(self.import_file, self.upload, [*whole, self.conversations], cancels=running, **AT_ONCE
-        ).success(self.keep, *keeping, **AT_ONCE)  # fmt: skip
+            button.click(write, whole, self.download, **AT_ONCE).success(None, js=ui_browser.CLICK_DOWNLOAD)
+        imported = self.upload.upload(
+            self.import_file, self.upload, [*whole, self.conversations], cancels=running, **AT_ONCE
+        )
+        self.keep_after(imported)
 
-    def submit(self, value: dict[str, Any], history: History, *controls: Any) -> Iterator[tuple]:
+    def keep_after(self, event: Any) -> None:
+        """Let the browser keep the conversation when `event` has succeeded, or was ended by Stop."""
+        written = event.then(
+            self.written, [self.chatbot, self.controls.system_prompt, self.conversations], self.now, **RAW
+        )
+        place = [self.kept, self.conversations, self.delete, self.controls.again]
+        written.success(None, [self.now, self.kept], place, js=ui_browser.KEEP)
+
+    def submit(self, value: dict[str, Any], history: History, *controls: Any) -> Iterator[History]:
         """Answer what was typed and attached."""
-        if not value["text"].strip() and not value["files"]:
-            yield gr.skip(), gr.skip()
-            return
         try:
-            said = conversation.question(value["text"], value["files"], self.takes_images(controls[1]))
+            files = [one["path"] for one in value["files"]]
+            said = conversation.question(value["text"], files, self.takes_images(controls[1]))
         except errors.Refused as error:
-            gr.Warning(str(error))
-            yield gr.skip(), gr.skip()
-            return
+            raise gr.Error(str(error), print_exception=False) from None
         yield from self.send(said, history, *controls)
 
-    def send(self, said: dict[str, Any], history: History, *controls: Any) -> Iterator[tuple]:
+    def send(self, said: dict[str, Any], history: History, *controls: Any) -> Iterator[History]:
         """Answer a message: the conversation grows while the answer arrives."""
         history = [*history, said]
-        empty = {"text": "", "files": []}
-        yield history, gr.MultimodalTextbox(empty, submit_btn=False, stop_btn=True)
+        yield history
         answer = Answer()
         for answer in self._answer(history, *controls):
-            yield history + conversation.shown(answer), gr.skip()
-        yield history + conversation.shown(answer, ended=True), self.ready_to_send()
+            yield history + conversation.shown(answer)
+        yield history + conversation.shown(answer, ended=True)
 
-    def go_on(self, data: gr.SelectData, history: History, *controls: Any) -> Iterator[tuple]:
+    def go_on(self, data: gr.SelectData, history: History, *controls: Any) -> Iterator[History]:
         """Continue the last answer, which stopped at max tokens, in place."""
         *history, last = history
         before = conversation.text(last)
-        yield (
-            [*history, conversation.message("assistant", before)],
-            gr.MultimodalTextbox(submit_btn=False, stop_btn=True),
-        )
+        yield [*history, conversation.message("assistant", before)]
         answer = Answer()
         for answer in self._answer([*history, last], *controls):
-            yield history + conversation.shown(answer, before=before), gr.skip()
-        yield history + conversation.shown(answer, ended=True, before=before), self.ready_to_send()
+            yield history + conversation.shown(answer, before=before)
+        yield history + conversation.shown(answer, ended=True, before=before)
 
-    def retry(self, data: gr.RetryData, history: History, *controls: Any) -> Iterator[tuple]:
+    def retry(self, data: gr.RetryData, history: History, *controls: Any) -> Iterator[History]:
         turn = conversation.turn(history, data.index)
         yield from self.send(history[turn], history[:turn], *controls)
 
-    def edit(self, data: gr.EditData, history: History, *controls: Any) -> Iterator[tuple]:
+    def edit(self, data: gr.EditData, history: History, *controls: Any) -> Iterator[History]:
         turn = conversation.turn(history, data.index)
         yield from self.send(conversation.edited(history[turn], data.value), history[:turn], *controls)
 
-    def example(self, data: gr.SelectData, *controls: Any) -> Iterator[tuple]:
+    def example(self, data: gr.SelectData, *controls: Any) -> Iterator[History]:
         yield from self.send(conversation.message("user", data.value["text"]), [], *controls)
 
     def undo_turn(self, data: gr.UndoData, history: History) -> tuple[History, dict]:
@@ -163,11 +172,8 @@ class ChatTab:
         files = [part["file"]["path"] for part in history[turn]["content"] if part["type"] == "file"]
         return history[:turn], {"text": conversation.text(history[turn]), "files": files}
 
-    def ready_to_send(self) -> gr.MultimodalTextbox:
-        return gr.MultimodalTextbox(submit_btn=True, stop_btn=False)
-
     def _answer(self, history: History, system_prompt: str, model: str | None, *values: Any) -> Iterator[Answer]:
-        yield from self.controls.answer(conversation.to_messages(history, system_prompt), model, values)
+        yield from self.controls.answer(conversation.to_messages(history, system_prompt or ""), model, values)
 
     def takes_images(self, model: str | None) -> bool:
         try:
@@ -181,32 +187,16 @@ class ChatTab:
 
     # -- conversations -----------------------------------------------------------------------------------------
 
-    def keep(self, history: History, system_prompt: str, kept: list[dict], ident: str | None) -> tuple:
-        """Keep the conversation on the page, new or known."""
+    def written(self, history: History, system_prompt: str, ident: str | None) -> dict[str, Any] | None:
+        """The conversation as the browser keeps it, new or known; None where there is nothing to keep."""
         if not history:
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            return None
         failed = conversation.is_failure(history[-1])  # the engine may be down: the page looks until it is back
-        ident = ident or secrets.token_hex(8)
-        kept = conversation.keep(kept, ident, history, system_prompt)
-        again = gr.Timer(active=True) if failed else gr.skip()
-        return kept, self.listed(kept, ident), gr.Button(interactive=True), again
+        return conversation.written(history, system_prompt, ident or secrets.token_hex(8)) | {"failed": failed}
 
-    def listed(self, kept: list[dict], ident: str | None = None) -> gr.Radio:
-        choices = [(one["title"], one["id"]) for one in kept]
-        return gr.Radio(choices=choices, value=ident, visible=bool(choices))
-
-    def start_anew(self) -> tuple:
-        return [], self.ready_to_send(), None, gr.Button(interactive=False)
-
-    def open(self, kept: list[dict], ident: str) -> tuple:
-        messages = next((one["messages"] for one in kept if one["id"] == ident), [])
+    def open(self, messages: list, ident: str) -> tuple:
         history, system_prompt = self._read(conversation.from_json, messages)
-        return history, self.ready_to_send(), gr.Button(interactive=True), system_prompt
-
-    def forget(self, kept: list[dict], ident: str | None) -> tuple:
-        kept = [one for one in kept if one["id"] != ident]
-        history, message, _, delete = self.start_anew()
-        return kept, history, message, self.listed(kept), delete
+        return history, system_prompt, gr.Button(interactive=True)
 
     def import_file(self, path: str) -> tuple[History, str, None]:
         return *self._read(conversation.read_file, path), None

@@ -71,8 +71,7 @@ class CompareTab:
     def answer(self, prompt: str, shown: int, *values: Any) -> Iterator[list[History]]:
         """The answers of all columns to the prompt, as they grow."""
         if not prompt.strip():
-            yield [gr.skip()] * COLUMNS
-            return
+            raise gr.Error("Type a prompt first.", print_exception=False)
         history = [conversation.message("user", prompt)]
         answers: dict[int, Answer] = {}  # of the columns that cannot even begin
         streams: dict[int, Stream] = {}
@@ -85,7 +84,7 @@ class CompareTab:
                 answers[number] = Answer(error=str(error), ended=True)
         for growing in self.controls.streams.follow_all(list(streams.values())):
             now = answers | dict(zip(streams, growing, strict=True))
-            yield [history + self._shown(now[n]) if n in now else gr.skip() for n in range(COLUMNS)]
+            yield [history + self._shown(now[n]) if n in now else [] for n in range(COLUMNS)]
 
     @staticmethod
     def _shown(answer: Answer) -> History:

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from vllm_space import conversation
+from vllm_space import conversation, ui_browser
 from vllm_space.streaming import Answer
 from vllm_space.ui_controls import AT_ONCE, STREAM, Controls
 
@@ -34,30 +34,27 @@ class CompletionTab:
 
     def wire(self) -> None:
         buttons = [self.complete, self.stop, self.undo]
+        self.complete.click(None, None, buttons, js=ui_browser.COMPLETING)
         running = self.complete.click(
             self.go_on,
             [self.text, self.controls.model, *self.controls.sampling],
-            [self.text, self.before, *buttons, self.numbers],
+            [self.text, self.before, self.numbers],
             **STREAM,
         )
-        self.stop.click(self.ready, None, buttons, cancels=[running], **AT_ONCE)
+        for ended in (running.then, running.failure):
+            ended(None, None, buttons, js=ui_browser.COMPLETED)
+        self.stop.click(None, cancels=[running])
         self.undo.click(self.take_back, self.before, [self.text, self.undo], **AT_ONCE)
 
-    def go_on(self, text: str, model: str | None, *values: Any) -> Iterator[tuple]:
+    def go_on(self, text: str, model: str | None, *values: Any) -> Iterator[tuple[str, str, str]]:
         """Continue a text in place."""
-        buttons = gr.Button(interactive=False), gr.Button(interactive=True), gr.Button(interactive=False)
-        yield gr.skip(), text, *buttons, ""
-        skip = [gr.skip()] * 5
         answer = Answer()
         for answer in self.controls.continuation(text, model, values):
-            yield text + answer.text, *skip
+            yield text + answer.text, text, ""
         note = f"⚠️ {answer.error}" if answer.error else conversation.numbers(answer)
         if answer.finish_reason == "length":
             note += " · stopped at max tokens"
-        yield text + answer.text, gr.skip(), *self.ready(), note
-
-    def ready(self) -> tuple[gr.Button, gr.Button, gr.Button]:
-        return gr.Button(interactive=True), gr.Button(interactive=False), gr.Button(interactive=True)
+        yield text + answer.text, text, note
 
     def take_back(self, before: str) -> tuple[str, gr.Button]:
         return before, gr.Button(interactive=False)

@@ -14,8 +14,12 @@ from vllm_space.streaming import Answer, Streams
 
 GENERATION = "generation"  # every event that makes the engine work shares one concurrency limit
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}  # programs have /chat and /complete
-STREAM = {"concurrency_id": GENERATION, **PRIVATE}
 AT_ONCE = {"queue": False, **PRIVATE}
+# Values go in and out as the browser has them: a hop to another thread for each input and each update costs more than
+# it brings, since Gradio has checked their types before.
+_AS_THEY_ARE = {"preprocess": False, "postprocess": False}
+RAW = AT_ONCE | _AS_THEY_ARE
+STREAM = {"concurrency_id": GENERATION, **PRIVATE, **_AS_THEY_ARE}
 
 # Labels and explanations of the sampling parameters, in the visitor's words.
 CONTROLS = {

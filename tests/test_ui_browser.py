@@ -1,0 +1,45 @@
+"""The page's own JavaScript, in a real Chromium but without the page."""
+
+import pytest
+
+from vllm_space import ui_browser
+
+
+@pytest.fixture
+def call(chromium):
+    """Call a function of the page's with its arguments: call(source, argument, ...) -> what it returns."""
+    page = chromium.new_page()
+    yield lambda source, *arguments: page.evaluate(f"(given) => ({source})(...given)", list(arguments))
+    page.close()
+
+
+def conversation(ident: int, text: str = "Hi") -> dict:
+    return {"id": ident, "title": f"Question {ident}", "messages": [{"role": "user", "content": text}]}
+
+
+def test_the_browser_keeps_the_newest_within_its_bounds(call):
+    kept = []
+    for ident in range(ui_browser.KEPT + 5):
+        kept, listed, delete, _ = call(ui_browser.KEEP, conversation(ident) | {"failed": False}, kept)
+    assert [one["id"] for one in kept] == list(range(ui_browser.KEPT + 4, 4, -1))
+    assert listed["value"] == kept[0]["id"]
+    assert delete["interactive"]
+    half = "x" * (ui_browser.KEPT_SIZE // 2)
+    for ident in (101, 102):
+        kept = call(ui_browser.KEEP, conversation(ident, half) | {"failed": False}, kept)[0]
+    assert [one["id"] for one in kept] == [102]
+
+
+def test_a_kept_conversation_is_replaced_and_comes_to_the_top(call):
+    kept = [conversation(2), conversation(1)]
+    kept, *_, again = call(ui_browser.KEEP, conversation(1, "More") | {"failed": True}, kept)
+    assert kept == [conversation(1, "More"), conversation(2)]
+    assert again["active"]  # the page looks until the engine that failed is back
+    assert call(ui_browser.FORGET, kept, 1)[0] == [conversation(2)]
+
+
+def test_a_message_goes_back_into_the_box_only_where_it_did_not_arrive(call):
+    sent = {"text": "Hello", "files": []}
+    arrived = [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
+    assert call(ui_browser.NOT_SENT, sent, [])["value"] == sent
+    assert "value" not in call(ui_browser.NOT_SENT, sent, arrived)
