@@ -169,6 +169,11 @@ DEATHS: list[tuple[str, str]] = [
         r"cannot open shared object file",
         "a system library is missing: install what packages.txt names (apt-get install) and start again",
     ),
+    (
+        r"Insufficient space in /dev/shm",
+        "/dev/shm is too small for several GPUs: give the container more (docker run --shm-size=1g), or set "
+        "TENSOR_PARALLEL_SIZE=1",
+    ),
     (r"No space left on device", "the disk is full: choose a smaller model or more storage"),
     (
         r"invalid (?:tool call|reasoning) parser: ?(\S+)",
