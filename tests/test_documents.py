@@ -7,14 +7,13 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from vllm_space import settings
+from vllm_space import flavors, settings
 
 README = (ROOT / "README.md").read_text()
 CARD = yaml.safe_load(README.split("---")[1])
 
 # What the Space builder installs, in one call with requirements.txt (DESIGN section 5).
 BUILDER = ["torch<=2.13.0", "gradio[oauth,mcp]=={sdk_version}", "uvicorn>=0.14.0", "websockets>=10.4", "spaces==0.51.3"]
-COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 
 
 def requirements(name: str) -> list[str]:
@@ -25,13 +24,15 @@ def test_the_table_of_variables_is_that_of_the_code():
     assert settings.table() in README, "replace it by the output of: python -m vllm_space.settings"
 
 
-def test_the_card_is_one_the_hub_accepts():
-    assert CARD["sdk"] == "gradio"
+def test_the_table_of_hardware_is_that_of_the_code():
+    assert flavors.table() in README, "replace it by the output of: python -m vllm_space.flavors"
+
+
+def test_what_the_card_names_exists():
+    """Its form is tested in test_upload.py."""
     assert (ROOT / CARD["app_file"]).is_file()
-    assert len(CARD["short_description"]) <= 60
-    assert {CARD["colorFrom"], CARD["colorTo"]} <= COLORS
-    assert isinstance(CARD["python_version"], str)
     assert CARD["models"] == [settings.DEFAULT_GPU_MODEL]
+    assert CARD["suggested_hardware"] in [flavor.id for flavor in flavors.FLAVORS]
 
 
 def test_gradio_is_the_cards_and_both_files_ask_for_the_same():
