@@ -72,10 +72,11 @@ def run(command: str, folder: Path, hub_url: str, **env: str) -> subprocess.Comp
     path = f"{Path(sys.executable).parent}{os.pathsep}{CLEAN['PATH']}"
     certificates = {name: value for name, value in os.environ.items() if name.startswith("SSL_CERT")}  # for uv
     # The server above plays git LFS, not the Xet storage that the client would rather use.
-    hub = {"HF_ENDPOINT": hub_url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    hub = {"HF_ENDPOINT": hub_url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    home = {"PATH": path, "HF_HOME": str(folder.parent / "hf")}
     return subprocess.run(
         ["bash", "-ec", command], cwd=folder, capture_output=True, text=True, timeout=240,
-        env=CLEAN | certificates | hub | {"PATH": path, "HF_HOME": str(folder.parent / "hf"), "HF_HUB_OFFLINE": "0"} | env,
+        env=CLEAN | certificates | hub | home | env,
     )  # fmt: skip
 
 
