@@ -9,6 +9,7 @@ set -euo pipefail
 # -- 1. Where things are ---------------------------------------------------------------------------------------
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONUNBUFFERED=1 # so that a log file has every line at once
 RUN_DIR=$(mktemp -d "${TMPDIR:-/tmp}/vllm-space.XXXXXX") # the engine's log and status, for as long as it runs
 source "$ROOT/vllm_space/environment.sh"
 

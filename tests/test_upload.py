@@ -120,6 +120,7 @@ def test_the_workflow_deploys_without_itself_and_removes_what_is_gone(checkout, 
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(hub.files) == {".gitattributes", *(name for name in tracked if not name.startswith(".github/"))}
     assert hub.messages == ["Deploy abc123"]
+    assert f"https://huggingface.co/spaces/{SPACE}?duplicate=true" in hub.files["README.md"].decode()
 
 
 def test_a_token_that_may_not_write_leaves_nothing(checkout, hub):

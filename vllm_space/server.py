@@ -6,6 +6,7 @@ Puts the rooms together and launches Gradio; decides nothing of its own.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 
@@ -31,6 +32,7 @@ def catalog(config: Settings) -> Catalog:
 def serve(demo: gr.Blocks, config: Settings, models: Catalog, guard: auth.Guard) -> None:
     """Open the port, once the engine that start.sh boots is ready, and serve until a signal comes."""
     engine.die_with_parent()
+    _keep_proxies_out(config.gradio_server_name)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio's
     while config.engine_run_dir and not engine.has_started(config.engine_run_dir):
@@ -58,3 +60,10 @@ def serve(demo: gr.Blocks, config: Settings, models: Catalog, guard: auth.Guard)
         pwa=False,
         enable_monitoring=False,
     )
+
+
+def _keep_proxies_out(*hosts: str) -> None:
+    """Reach this machine directly, whatever proxy the environment names: Gradio asks itself when it starts."""
+    own = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY", ""), "localhost", "127.0.0.1", *hosts]
+    if own[0] != "*":  # not for any host
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, own))
