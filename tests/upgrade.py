@@ -1,9 +1,12 @@
+# /// script
+# dependencies = ["pyyaml", "uv"]
+# ///
 """Which is the newest vLLM, with which Gradio, that the Space builder can install?
 
-    python tests/upgrade.py [arguments for uv, such as --default-index URL]
+    uv run tests/upgrade.py [arguments for uv, such as --default-index URL]
 
 Tries every vLLM from the newest down to today's, each with the newest Gradio that resolves together with what the
-builder adds to every Gradio Space, and says which pair works and what to change. Needs uv (tests/requirements.txt).
+builder adds to every Gradio Space, and says which pair works and what to change.
 """
 
 from __future__ import annotations
