@@ -6,14 +6,13 @@ Puts the rooms together and launches Gradio; decides nothing of its own.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 
 import gradio as gr
 from starlette.middleware import Middleware
 
-from vllm_space import api, auth, client, conversation, engine, ui
+from vllm_space import api, auth, client, conversation, engine, hardware, ui
 from vllm_space.client import Catalog
 from vllm_space.settings import Settings
 
@@ -32,7 +31,7 @@ def catalog(config: Settings) -> Catalog:
 def serve(demo: gr.Blocks, config: Settings, models: Catalog, guard: auth.Guard) -> None:
     """Open the port, once the engine that start.sh boots is ready, and serve until a signal comes."""
     engine.die_with_parent()
-    _keep_proxies_out(config.gradio_server_name)
+    hardware.reach_directly(config.gradio_server_name)  # Gradio asks itself when it starts
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio's
     while config.engine_run_dir and not engine.has_started(config.engine_run_dir):
@@ -60,10 +59,3 @@ def serve(demo: gr.Blocks, config: Settings, models: Catalog, guard: auth.Guard)
         pwa=False,
         enable_monitoring=False,
     )
-
-
-def _keep_proxies_out(*hosts: str) -> None:
-    """Reach this machine directly, whatever proxy the environment names: Gradio asks itself when it starts."""
-    own = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY", ""), "localhost", "127.0.0.1", *hosts]
-    if own[0] != "*":  # not for any host
-        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, own))
