@@ -9,7 +9,6 @@ set -euo pipefail
 # -- 1. Where things are ---------------------------------------------------------------------------------------
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
-export PYTHONUNBUFFERED=1 # so that a log file has every line at once
 RUN_DIR=$(mktemp -d "${TMPDIR:-/tmp}/vllm-space.XXXXXX") # the engine's log and status, for as long as it runs
 source "$ROOT/vllm_space/environment.sh"
 
@@ -72,7 +71,7 @@ if [ "$plan" = boot ]; then
 fi
 
 # -- 6. The page, which gets ready meanwhile and opens its port when vLLM is ready --------------------------------
-env -u HF_TOKEN "$PYTHON" "$ROOT/app.py" "$@" </dev/null &
+env -u HF_TOKEN PYTHONUNBUFFERED=1 "$PYTHON" "$ROOT/app.py" "$@" </dev/null &
 
 # -- 7. Both run until one of them ends: that one's exit code is ours --------------------------------------------
 code=0
