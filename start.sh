@@ -71,7 +71,7 @@ if [ "$plan" = boot ]; then
 fi
 
 # -- 6. The page, which gets ready meanwhile and opens its port when vLLM is ready --------------------------------
-env -u HF_TOKEN "$PYTHON" "$ROOT/app.py" "$@" </dev/null &
+env -u HF_TOKEN PYTHONUNBUFFERED=1 "$PYTHON" "$ROOT/app.py" "$@" </dev/null &
 
 # -- 7. Both run until one of them ends: that one's exit code is ours --------------------------------------------
 code=0

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 import requests
+import unprivileged
 from playwright.sync_api import Page, expect
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -223,3 +224,16 @@ def node_modules() -> Path:
         subprocess.run(install, check=True, timeout=300)
         (cache / ".complete").touch()
     return cache
+
+
+@pytest.fixture(scope="session")
+def computer() -> Iterator[Path]:
+    """A folder of an unprivileged user's, for the session."""
+    with unprivileged.folder_of_the_user() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def user_python(computer: Path) -> Path:
+    """The tests' Python where that user can run it."""
+    return unprivileged.environment_for_the_user(computer / "env")

@@ -100,6 +100,18 @@ def test_without_nvcc_no_sampler_that_needs_it(monkeypatch, tmp_path):
     assert "VLLM_USE_FLASHINFER_SAMPLER" not in engine.environment(config(), [gpu()])
 
 
+def test_on_a_share_of_a_machine_the_cpu_engine_takes_no_more_threads(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    assert "OMP_NUM_THREADS" not in engine.environment(config(), [])
+    monkeypatch.setenv("SPACE_ID", "me/my-space")
+    monkeypatch.setenv("CPU_CORES", "8")
+    env = engine.environment(config(), [])
+    assert (env["VLLM_CPU_OMP_THREADS_BIND"], env["OMP_NUM_THREADS"]) == ("nobind", "7")
+    assert "OMP_NUM_THREADS" not in engine.environment(config(), [gpu()])  # with a GPU, vLLM itself sees to it
+    monkeypatch.setenv("CPU_CORES", "64")
+    assert "OMP_NUM_THREADS" not in engine.environment(config(), [])
+
+
 def test_a_local_model_is_served_under_its_own_name_without_the_path(tmp_path):
     model = tmp_path / "my-model"
     model.mkdir()
@@ -132,6 +144,7 @@ def test_gpus_are_read_from_nvidia_smi(monkeypatch, tmp_path):
         (["ValueError: No available memory for the cache blocks."], 1, "MAX_MODEL_LEN"),
         (["api_server.py: error: unrecognized arguments: --no-such-flag"], 2, "--no-such-flag"),
         (["OSError: [Errno 28] No space left on device"], 1, "the disk is full"),
+        (["RuntimeError: Insufficient space in /dev/shm: 160 MiB required, 64 MiB free."], 1, "--shm-size"),
         (["INFO loading"], -9, "memory ran out"),
         (["INFO loading", "KeyError: 'a.b.c'", "INFO bye"], 1, "KeyError: 'a.b.c'"),
         ([], 3, "exit code 3"),

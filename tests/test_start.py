@@ -160,6 +160,13 @@ def test_too_many_deaths_end_it_with_the_cause(start):
     assert "ERROR: vLLM died 1 times in a row; the last time: the system killed it" in running.output
 
 
+def test_a_proxy_of_the_owners_stands_before_nothing_on_this_machine(start):
+    dead = "http://127.0.0.1:9"
+    running, url = start(http_proxy=dead, https_proxy=dead, HTTP_PROXY=dead, HTTPS_PROXY=dead, no_proxy="a.example")
+    running.wait_until_up(url, 60)
+    assert gradio_client.Client(url, verbose=False).predict("Hi", api_name="/chat") == "Hello"
+
+
 @pytest.mark.parametrize("zero_gpu", ["", "true"])
 def test_a_space_without_a_gpu_gets_a_page_and_no_crash_loop(start, zero_gpu):
     running, url = start([sys.executable, str(ROOT / "app.py")], SPACE_ID="me/my-space", SPACES_ZERO_GPU=zero_gpu)

@@ -84,8 +84,7 @@ def test_a_busy_page_has_vllm_send_several_tokens_at_once():
     streams = Streams()
     with ScriptedEngine(script).running() as engine:
         for streams.active in (0, 100, 100):  # as if as many ran
-            for answer in streams.follow(stream(engine)):
-                pass
+            *_, answer = streams.follow(stream(engine))
             assert answer.text == "x" * 50
     assert asked[0] is None  # nothing is known of its speed yet, and alone each token is worth an update
     assert 10 <= asked[1] <= 25  # half of what comes in the 0.4 s between two updates at 100 tokens/s

@@ -15,6 +15,7 @@ import math
 import time
 from collections import OrderedDict
 from string import Template
+from urllib.parse import urlsplit
 
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from starlette.requests import Request
@@ -106,8 +107,11 @@ class Guard:
         # In a frame of another site only a Secure cookie is kept; on plain http only one that is not.
         secure = request.headers.get("x-forwarded-proto", request.url.scheme) == "https"
         response.set_cookie(
-            COOKIE, token, STAYS_SIGNED_IN, httponly=True, secure=secure, samesite="none" if secure else "lax"
-        )
+            COOKIE, token, STAYS_SIGNED_IN, path=urlsplit(root).path,
+            httponly=True, secure=secure, samesite="none" if secure else "lax",
+        )  # fmt: skip
+        if secure:  # kept for this site within that one, also where a browser blocks cookies in frames (CHIPS)
+            response.headers["set-cookie"] += "; Partitioned"
         return response
 
     def _count_failure(self, address: str) -> None:

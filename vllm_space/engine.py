@@ -103,6 +103,9 @@ def environment(config: Settings, gpus: list[hardware.Gpu]) -> dict[str, str]:
     if not gpus or config.engine_device == "cpu":
         # GiB for the KV cache: a part of what is free, so that weights and the system have room.
         extra["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, min(16, int(hardware.memory_gib() / 8))))
+        if cores := hardware.core_limit():
+            # vLLM would bind a thread to every core it sees, and they would wait for each other. One is for the rest.
+            extra |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(max(1, cores - 1))}
     secret = {
         "VLLM_API_KEY": config.model_api_key.get_secret_value() if config.model_api_key else "",
         "HF_TOKEN": config.hf_token.get_secret_value() if config.hf_token else "",

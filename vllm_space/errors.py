@@ -129,6 +129,11 @@ DEATHS: list[tuple[str, str]] = [
     (r"error: (argument .+)", "vLLM refuses a flag: {0}. Check ENGINE_ARGS"),
     (r"address already in use|Errno 98", "the engine's port is taken: set ENGINE_PORT to a free one"),
     (
+        r"Insufficient space in /dev/shm",
+        "/dev/shm is too small for several GPUs: give the container more (docker run --shm-size=1g), or set "
+        "TENSOR_PARALLEL_SIZE=1",
+    ),
+    (
         r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory",
         "the GPU has too little memory for this model: choose a smaller MODEL_ID, a quantised one, or bigger hardware",
     ),

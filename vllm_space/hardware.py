@@ -76,6 +76,32 @@ def memory_gib() -> float:
     return available
 
 
+def core_limit() -> int | None:
+    """CPU cores this process may keep busy, where that is fewer than it can see; None where it may use all of them.
+
+    A container with a share of a large machine sees every core of it.
+    """
+    allotted = os.environ.get("CPU_CORES", "") if os.environ.get("SPACE_ID") else ""
+    try:
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        allotted = allotted or str(quota / period)
+    except (OSError, ValueError):  # no cgroup of version 2, or no limit
+        pass
+    try:
+        limit = max(1, int(float(allotted)))
+    except ValueError:
+        return None
+    return limit if limit < len(os.sched_getaffinity(0)) else None
+
+
+def reach_directly(host: str) -> None:
+    """Let no proxy that the environment names stand before this machine and `host`, its own address."""
+    excepted = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    if excepted != "*":
+        names = ",".join(filter(None, (excepted, "localhost", "127.0.0.1", host)))
+        os.environ |= {"no_proxy": names, "NO_PROXY": names}
+
+
 def space() -> Space | None:
     """The Space this runs in, or None on any other machine."""
     space_id = os.environ.get("SPACE_ID")

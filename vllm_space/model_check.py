@@ -15,28 +15,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from vllm_space import flavors
 from vllm_space.errors import EngineError
+from vllm_space.flavors import GIB
 from vllm_space.hardware import Gpu
 from vllm_space.settings import Settings
 
 HUB_TIMEOUT = 10  # seconds for each question
-GIB = 2**30
 
 # Bits of one parameter, by the names that safetensors gives its number formats.
 BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I64": 64, "I32": 32, "I16": 16,
         "I8": 8, "U8": 8, "BOOL": 8, "F4": 4}  # fmt: skip
-
-# GPU memory in GiB of the hardware that Spaces offer, smallest first: huggingface.co/docs/hub/spaces-gpus
-SPACES_HARDWARE = [
-    ("T4 (t4-small)", 16),
-    ("L4 (l4x1)", 24),
-    ("L40S (l40sx1)", 48),
-    ("A100 (a100-large)", 80),
-    ("4 x L4 (l4x4)", 96),
-    ("4 x L40S (l40sx4)", 192),
-    ("8 x L40S (l40sx8)", 384),
-]
-ROOM = 1.2  # memory that a model wants, as a multiple of its weights: the context and the engine need some
 
 # Oldest NVIDIA driver for each CUDA generation: docs.nvidia.com/deploy/cuda-compatibility
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
@@ -192,13 +181,13 @@ def _memory(config: Settings, model: str, weights: int, gpus: list[Gpu]) -> Iter
     count = config.tensor_parallel_size or len(gpus)
     total = sum(gpu.memory_total for gpu in gpus[:count]) / 1024
     needed = weights / GIB
-    fits = next((name for name, memory in SPACES_HARDWARE if memory >= needed * ROOM), None)
-    on_space = f" On Spaces, {fits} would do." if fits else ""
+    fits = flavors.cheapest(needed)
+    on_space = f" On Spaces, {fits.name} ({fits.id}) would do." if fits else ""
     sum_up = f"{model} has {needed:.1f} GiB of weights and {count} x {gpus[0].name} has {total:.1f} GiB of memory"
     spared = config.quantization or SPARE_MEMORY.search(" ".join(config.engine_args))
     if needed > total and not spared:
         raise EngineError(f"{sum_up}: choose a smaller or quantised model, or bigger hardware.{on_space}")
-    if needed * ROOM > total:
+    if needed * flavors.ROOM > total:
         yield f"{sum_up}, which leaves little for the context: if it fails, choose a smaller model.{on_space}"
 
 

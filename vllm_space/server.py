@@ -12,7 +12,7 @@ import time
 import gradio as gr
 from starlette.middleware import Middleware
 
-from vllm_space import api, auth, client, conversation, engine, ui, ui_browser
+from vllm_space import api, auth, client, conversation, engine, hardware, ui, ui_browser
 from vllm_space.client import Catalog
 from vllm_space.settings import Settings
 
@@ -31,6 +31,7 @@ def catalog(config: Settings) -> Catalog:
 def serve(demo: gr.Blocks, config: Settings, models: Catalog, guard: auth.Guard) -> None:
     """Open the port, once the engine that start.sh boots is ready, and serve until a signal comes."""
     engine.die_with_parent()
+    hardware.reach_directly(config.gradio_server_name)  # Gradio asks itself when it starts
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio's
     # Gradio looks for it before and after each step of a handler; where it is not installed, that search takes 0.5 ms.

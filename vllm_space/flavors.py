@@ -1,0 +1,119 @@
+"""The GPU hardware that Spaces offer, a model that fits each, and the flags the engine gets there.
+
+`python -m vllm_space.flavors` prints the README's table. Pure data and arithmetic: asks no machine and no Hub.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm_space import settings
+from vllm_space.hardware import Gpu
+
+GIB = 2**30
+ROOM = 1.2  # memory that a model wants, as a multiple of its weights: the context and the engine need some
+
+# Memory in MiB as nvidia-smi reports it, and compute capability.
+T4 = Gpu("Tesla T4", 15360, 15360, 7.5, "")
+L4 = Gpu("NVIDIA L4", 23034, 23034, 8.9, "")
+A10G = Gpu("NVIDIA A10G", 23028, 23028, 8.6, "")
+L40S = Gpu("NVIDIA L40S", 46068, 46068, 8.9, "")
+A100 = Gpu("NVIDIA A100-SXM4-80GB", 81920, 81920, 8.0, "")
+RTX_PRO = Gpu("NVIDIA RTX PRO 6000", 97887, 97887, 12.0, "")
+
+
+@dataclass(frozen=True)
+class Flavor:
+    """One choice in a Space's hardware settings: its id in Hugging Face's API, its name there, its GPUs."""
+
+    id: str
+    name: str
+    gpu: Gpu
+    count: int = 1
+
+    @property
+    def gpus(self) -> list[Gpu]:
+        return [self.gpu] * self.count
+
+    @property
+    def memory(self) -> float:
+        """GPU memory in GiB, all GPUs together."""
+        return self.gpu.memory_total * self.count / 1024
+
+    def holds(self, weights: float) -> bool:
+        """Whether a model with so many GiB of weights fits, with room for its context."""
+        return weights * ROOM <= self.memory
+
+
+# Cheapest first: huggingface.co/docs/hub/spaces-gpus. The last four are in huggingface_hub alone, without a price.
+FLAVORS = [
+    Flavor("t4-small", "T4 small", T4),
+    Flavor("t4-medium", "T4 medium", T4),
+    Flavor("l4x1", "L4", L4),
+    Flavor("a10g-small", "A10G small", A10G),
+    Flavor("a10g-large", "A10G large", A10G),
+    Flavor("l40sx1", "L40S", L40S),
+    Flavor("a100-large", "A100", A100),
+    Flavor("a10g-largex2", "2 x A10G", A10G, 2),
+    Flavor("l4x4", "4 x L4", L4, 4),
+    Flavor("a10g-largex4", "4 x A10G", A10G, 4),
+    Flavor("l40sx4", "4 x L40S", L40S, 4),
+    Flavor("a100x4", "4 x A100", A100, 4),
+    Flavor("a100x8", "8 x A100", A100, 8),
+    Flavor("l40sx8", "8 x L40S", L40S, 8),
+    Flavor("rtx-pro-6000", "RTX PRO 6000", RTX_PRO),
+    Flavor("rtx-pro-6000x2", "2 x RTX PRO 6000", RTX_PRO, 2),
+    Flavor("rtx-pro-6000x4", "4 x RTX PRO 6000", RTX_PRO, 4),
+    Flavor("rtx-pro-6000x8", "8 x RTX PRO 6000", RTX_PRO, 8),
+]
+
+# Models to suggest, smallest first: all of one family, open to everyone, two bytes a parameter. Parameters by the Hub.
+MODELS = {
+    settings.DEFAULT_GPU_MODEL: 4_022_468_096,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+    "Qwen/Qwen3-14B": 14_768_307_200,
+    "Qwen/Qwen3-32B": 32_762_123_264,
+    "Qwen/Qwen2.5-72B-Instruct": 72_706_203_648,
+    "Qwen/Qwen3-235B-A22B-Instruct-2507": 235_093_634_560,
+}
+
+
+def weights(model: str) -> float:
+    """GiB of weights of one of MODELS."""
+    return MODELS[model] * 2 / GIB
+
+
+def cheapest(gib: float) -> Flavor | None:
+    """The first flavor that holds a model with so many GiB of weights."""
+    return next((flavor for flavor in FLAVORS if flavor.holds(gib)), None)
+
+
+def largest_model(flavor: Flavor) -> str:
+    """The largest of MODELS that fits."""
+    return [model for model in MODELS if flavor.holds(weights(model))][-1]
+
+
+def flags(flavor: Flavor) -> str:
+    """The flags by which vLLM is fitted to this hardware, where the owner sets MODEL_ID and nothing else."""
+    from vllm_space import engine  # which asks model_check, which reads this table
+
+    owner = settings.Settings.model_construct(model_id=largest_model(flavor))  # whatever this machine's variables say
+    line = engine.command(owner, flavor.gpus)
+    fitted = ("--dtype", "--max-model-len", "--gpu-memory-utilization", "--tensor-parallel-size")
+    return " ".join(f"{flag} {line[line.index(flag) + 1]}" for flag in fitted if flag in line)
+
+
+def table() -> str:
+    """The README's table of hardware, as Markdown."""
+    rows = ["| hardware | GPU memory | a model that fits | its weights | what vLLM is told |", "|---|---|---|---|---|"]
+    for flavor in FLAVORS:
+        model = largest_model(flavor)
+        rows.append(
+            f"| {flavor.name} (`{flavor.id}`) | {flavor.memory:.0f} GiB | `{model}` | {weights(model):.0f} GiB | "
+            f"`{flags(flavor)}` |"
+        )
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())
