@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 
 from vllm_space import api, auth, client, conversation, engine, ui
 from vllm_space.client import Catalog
+from vllm_space.content_policy import ContentPolicyMiddleware
 from vllm_space.settings import Settings
 
 
@@ -44,7 +45,10 @@ def serve(demo: gr.Blocks, config: Settings, models: Catalog, guard: auth.Guard)
         app_kwargs={
             "lifespan": api.Door(config, models).lifespan,
             "routes": guard.routes(),
-            "middleware": [Middleware(auth.GuardMiddleware, guard=guard)],
+            "middleware": [
+                Middleware(ContentPolicyMiddleware, config=config),
+                Middleware(auth.GuardMiddleware, guard=guard),
+            ],
         },
         ssr_mode=False,  # its proxy answers every path it does not know, /v1 among them, with the page
         max_threads=config.max_concurrency + 40,  # one for each stream, and some for everything else

@@ -214,6 +214,10 @@ class Settings(BaseSettings):
     app_theme: Theme = _var("default", ", ".join(get_args(Theme)), "a Gradio theme")
     app_examples: Lines = _var((), "one question a line, or a JSON list", "example questions")
 
+    app_image_origins: Origins = _var(
+        (), "https://site.example, with commas, or *", "other sites that pictures on the page may come from"
+    )
+
     # -- doors ---------------------------------------------------------------------------------------
     app_username: SecretStr | None = _var(None, "a name", "one login, with APP_PASSWORD")
     app_password: SecretStr | None = _var(None, "a password", "one login, with APP_USERNAME")
