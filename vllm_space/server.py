@@ -6,6 +6,7 @@ Puts the rooms together and launches Gradio; decides nothing of its own.
 from __future__ import annotations
 
 import logging
+import resource
 import sys
 import time
 
@@ -14,8 +15,8 @@ from starlette.middleware import Middleware
 
 from vllm_space import api, auth, client, conversation, engine, ui
 from vllm_space.client import Catalog
-from vllm_space.content_policy import ContentPolicyMiddleware
 from vllm_space.settings import Settings
+from vllm_space.shield import ShieldMiddleware
 
 
 def catalog(config: Settings) -> Catalog:
@@ -34,6 +35,8 @@ def serve(demo: gr.Blocks, config: Settings, models: Catalog, guard: auth.Guard)
     engine.die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio's
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every visitor's connection is an open file
     while config.engine_run_dir and not engine.has_started(config.engine_run_dir):
         time.sleep(0.05)  # start.sh ends this process if the engine fails
     demo.queue(default_concurrency_limit=config.max_concurrency, max_size=config.max_queue)
@@ -46,7 +49,7 @@ def serve(demo: gr.Blocks, config: Settings, models: Catalog, guard: auth.Guard)
             "lifespan": api.Door(config, models).lifespan,
             "routes": guard.routes(),
             "middleware": [
-                Middleware(ContentPolicyMiddleware, config=config),
+                Middleware(ShieldMiddleware, config=config),
                 Middleware(auth.GuardMiddleware, guard=guard),
             ],
         },
