@@ -28,6 +28,7 @@ from vllm_space.settings import Settings
 
 HOST = "127.0.0.1"
 NO_PROXY = {"http": "", "https": ""}  # a proxy of the owner's must not stand before loopback
+NO_HOST = "none.invalid"  # no name ends so: RFC 2606
 POLL = 0.2  # seconds between two looks at a starting engine
 PROGRESS_EVERY = 5  # seconds between two lines of progress
 HEALTH_EVERY = 5  # seconds between two health checks of a running engine
@@ -85,6 +86,8 @@ def command(config: Settings, gpus: list[hardware.Gpu]) -> list[str]:
             "--reasoning-parser": config.reasoning_parser,
             "--tool-call-parser": config.tool_call_parser,
             "--enable-auto-tool-choice": bool(config.tool_call_parser),
+            # No request makes the engine fetch an address: pictures come within requests. ENGINE_ARGS may name hosts.
+            "--allowed-media-domains": NO_HOST,
             "--disable-uvicorn-access-log": True,
         }
     line = [sys.executable, "-m", config.engine_module]
