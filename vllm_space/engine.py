@@ -112,7 +112,9 @@ def environment(config: Settings, gpus: list[hardware.Gpu]) -> dict[str, str]:
         "VLLM_API_KEY": config.model_api_key.get_secret_value() if config.model_api_key else "",
         "HF_TOKEN": config.hf_token.get_secret_value() if config.hf_token else "",
     }
-    return extra | dict(os.environ) | {name: value for name, value in secret.items() if value}
+    # The page's own secrets are none of the engine's, nor of what it runs.
+    own = {name: value for name, value in os.environ.items() if name.upper() not in settings.SECRETS}
+    return extra | own | {name: value for name, value in secret.items() if value}
 
 
 def _power_of_two(count: int) -> int:
