@@ -152,8 +152,11 @@ def has_started(run_dir: Path) -> bool:
 
 def _write_status(run_dir: Path, status: Status) -> None:
     draft = run_dir / (STATUS_FILE + ".new")
-    draft.write_text(json.dumps(asdict(status)))
-    draft.replace(run_dir / STATUS_FILE)  # readers see the old one or the new one, never half
+    try:
+        draft.write_text(json.dumps(asdict(status)))
+        draft.replace(run_dir / STATUS_FILE)  # readers see the old one or the new one, never half
+    except OSError as error:  # a full disk is no reason to end an engine that runs
+        say(f"WARNING: {run_dir} cannot be written to ({error.strerror}): the page does not learn of {status.state}.")
 
 
 # Lines of vLLM's log that begin a phase of its start, in the order in which they come.
@@ -205,14 +208,16 @@ class Engine:
             if not line:
                 continue
             self.lines.append(line)
-            self.log.write(line + "\n")
+            with contextlib.suppress(OSError):  # the disk may be full; the engine must not wait for a reader
+                self.log.write(line + "\n")
             for pattern, phase in PHASES:
                 if pattern.search(line):
                     self.phase = phase
             if PROGRESS_BAR.search(line) and time.monotonic() - last_bar > PROGRESS_EVERY:
                 last_bar = time.monotonic()
                 say(line)
-        self.log.close()
+        with contextlib.suppress(OSError):
+            self.log.close()
 
     def healthy(self) -> bool:
         try:
@@ -300,6 +305,8 @@ def supervise(config: Settings) -> None:
     gpus = hardware.gpus()
     status = Status(since=time.time())
     _write_status(config.engine_run_dir, status)  # before anything takes time: the page waits for a status
+    if not read_status(config.engine_run_dir):
+        raise errors.EngineError(f"{config.engine_run_dir} cannot be written to: set TMPDIR to a folder with room.")
     for warning in model_check.check(config, model_id(config, gpus), gpus if config.engine_device == "auto" else []):
         say(f"WARNING: {warning}")
     deaths = 0  # in a row
