@@ -22,19 +22,17 @@ IS_MAIN = __name__ == "__main__"
 if IS_MAIN and not all(map(find_spec, ("gradio", "requests", "pydantic_settings", "aiohttp", "limits"))):
     boot_with_start_script()  # it installs what is missing
 
-from vllm_space import errors, settings  # noqa: E402
+from vllm_space import errors, hardware, preflight, settings  # noqa: E402
 
 try:
     config = settings.load(sys.argv[1:] if IS_MAIN else [])
-except errors.SettingsError as error:
-    print(*(f"ERROR: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
-    sys.exit(2)
-
-from vllm_space import hardware, preflight  # noqa: E402
-
-no_gpu = preflight.no_gpu(config)
-if IS_MAIN and not config.servers and not no_gpu:
-    boot_with_start_script()
+    no_gpu = preflight.no_gpu(config)
+    if IS_MAIN and not config.servers and not no_gpu:
+        boot_with_start_script()
+    if IS_MAIN:
+        preflight.check_page(config)
+except errors.SpaceError as error:
+    sys.exit(preflight.report(error))
 
 from vllm_space import auth, server, ui  # noqa: E402  (Gradio takes seconds to import)
 

@@ -9,8 +9,9 @@ set -euo pipefail
 # -- 1. Where things are ---------------------------------------------------------------------------------------
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
-RUN_DIR=$(mktemp -d "${TMPDIR:-/tmp}/vllm-space.XXXXXX") # the engine's log and status, for as long as it runs
 source "$ROOT/vllm_space/environment.sh"
+RUN_DIR=$(mktemp -d "${TMPDIR:-/tmp}/vllm-space.XXXXXX") || # the engine's log and status, for as long as it runs
+  die "Set TMPDIR to a folder that can be written to."
 
 # -- 2. Whatever ends this script ends everything it started -----------------------------------------------------
 set -m # every background job is a process group of its own, which one signal ends whole

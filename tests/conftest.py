@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +112,11 @@ class Program:
         self.process.wait()
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
-    """Start programs: program([...], NAME="value") -> Program."""
+def _programs(folder: Path) -> Iterator[Callable[..., Program]]:
     started: list[Program] = []
 
     def start(command: list[str], cwd: Path = ROOT, **env: str) -> Program:
-        started.append(Program(command, tmp_path / f"program-{len(started)}.log", env, cwd))
+        started.append(Program(command, folder / f"program-{len(started)}.log", env, cwd))
         return started[-1]
 
     yield start
@@ -125,25 +124,43 @@ def program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
         one.stop()
 
 
+def _page(program: Callable[..., Program], model_url: str | None, **env: str) -> str:
+    port = free_port()
+    if model_url:
+        env["MODEL_URL"] = model_url
+    app = program([sys.executable, "app.py", "--port", str(port)], **env)
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert app.process.poll() is None, app.output
+        return requests.get(f"{url}/healthz", timeout=5).status_code in (200, 503)
+
+    wait_for(answers, 60, url)
+    return url
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """Start programs: program([...], NAME="value") -> Program."""
+    yield from _programs(tmp_path)
+
+
 @pytest.fixture
 def page(program: Callable[..., Program]) -> Callable[..., str]:
     """Run app.py in front of a running engine: page(url, NAME="value") -> the page's address."""
+    return partial(_page, program)
 
-    def start(model_url: str | None, **env: str) -> str:
-        port = free_port()
-        if model_url:
-            env["MODEL_URL"] = model_url
-        app = program([sys.executable, "app.py", "--port", str(port)], **env)
-        url = f"http://127.0.0.1:{port}"
 
-        def answers() -> bool:
-            assert app.process.poll() is None, app.output
-            return requests.get(f"{url}/healthz", timeout=5).status_code in (200, 503)
+@pytest.fixture(scope="module")
+def shared_program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Program]]:
+    """As `program`, for the tests of a module to share."""
+    yield from _programs(tmp_path_factory.mktemp("programs"))
 
-        wait_for(answers, 60, url)
-        return url
 
-    return start
+@pytest.fixture(scope="module")
+def shared_page(shared_program: Callable[..., Program]) -> Callable[..., str]:
+    """As `page`, for the tests of a module to share."""
+    return partial(_page, shared_program)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """A stand-in for vllm.entrypoints.openai.api_server, for what start.sh does around it: run with ENGINE_MODULE.
 
-SCRIPT in the environment says how it behaves: "ready" (the default), "die", "slow" (never ready), "deaf" to SIGTERM.
+SCRIPT in the environment says how it behaves: "ready" (the default), "die" (saying LAST_WORDS, by the signal or with
+the exit code in EXIT), "slow" (never ready), "deaf" to SIGTERM, "indiscreet" (prints its secrets), "verbose" (it says
+1 MB before it is ready).
 """
 
 import os
@@ -18,8 +20,13 @@ def main() -> None:
     port = int(sys.argv[sys.argv.index("--port") + 1])
     print("INFO Starting to load model", flush=True)
     if script == "die":
-        print("Traceback (most recent call last):\ntorch.OutOfMemoryError: CUDA out of memory.", flush=True)
-        sys.exit(1)
+        print(os.environ["LAST_WORDS"], flush=True)
+        code = int(os.environ.get("EXIT", "1"))
+        os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)
+    if script == "indiscreet":
+        print(f"the token is {os.environ['HF_TOKEN']}, the key is {os.environ['VLLM_API_KEY']}", flush=True)
+    if script == "verbose":
+        print("\n".join(["INFO " + "word " * 20] * 10_000), flush=True)
     if script == "slow":
         time.sleep(600)
     if script == "deaf":

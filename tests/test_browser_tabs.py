@@ -2,11 +2,12 @@
 
 import json
 import re
+import sys
 
 import pytest
 from playwright.sync_api import expect
 
-from conftest import ask, wait_for
+from conftest import ask, free_port, wait_for
 from scripted_engine import ScriptedEngine, chat_stream, event
 
 ANSWER = "#chatbot [data-testid=bot]:not(:has(small))"
@@ -37,14 +38,20 @@ def test_an_answer_cut_by_max_tokens_is_continued_in_place(page, visit):
     assert body["add_generation_prompt"] is False
 
 
-def test_conversations_are_kept_in_the_browser_over_a_reload_and_can_be_deleted(page, visit):
+def test_conversations_are_kept_in_the_browser_over_a_restart_and_can_be_deleted(program, visit):
+    command = [sys.executable, "app.py", "--port", str(port := free_port())]
+    url = f"http://127.0.0.1:{port}"
     with ScriptedEngine(lambda path, body: chat_stream("To " + body["messages"][-1]["content"])).running() as engine:
-        tab = visit(page(engine.url))
+        running = program(command, MODEL_URL=engine.url)
+        running.wait_until_up(url)
+        tab = visit(url)
         for question in ("First question", "Second question"):
             ask(tab, question)
             expect(tab.locator("#conversations")).to_contain_text(question)
             tab.get_by_role("button", name="New chat").click()
             expect(tab.locator("[data-testid=user]")).to_have_count(0)
+        running.stop()
+        program(command, MODEL_URL=engine.url).wait_until_up(url)
         tab.reload()
         tab.get_by_role("radio", name="First question").click(timeout=20_000)
         expect(tab.locator(ANSWER)).to_have_text("To First question")

@@ -1,12 +1,11 @@
 """client.py against a scripted engine on a real socket: protocols, faults, closing."""
 
 import json
-import time
 from contextlib import closing
 
 import pytest
 
-from scripted_engine import DONE, Cut, ScriptedEngine, chat_stream, completion_stream, event
+from scripted_engine import ScriptedEngine, chat_stream, completion_stream, event
 from vllm_space import client, errors
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -92,63 +91,6 @@ def test_the_key_is_sent_and_never_shown():
         list(client.chat(client.models(server)[0], MESSAGES, {}))
     assert engine.requests[0][1]["Authorization"] == "Bearer key-marked"
     assert "marked" not in repr(server)
-
-
-def failing_stream(*after: bytes, cut: bool = False):
-    def script(path, body):
-        yield event(choices=[{"delta": {"content": "partial"}, "finish_reason": None}])
-        yield from after
-        if cut:
-            raise Cut
-
-    return script
-
-
-def slow(path, body):
-    time.sleep(2)
-    yield DONE
-
-
-@pytest.mark.parametrize(
-    ("script", "error", "says", "partial"),
-    [
-        pytest.param(
-            lambda p, b: (400, {"error": {"message": "This model's maximum context length is 4096 tokens."}}),
-            errors.Refused, "does not fit", "", id="prompt too long"),
-        pytest.param(
-            lambda p, b: (400, {"error": {"message": "temperature must be non-negative, got -1"}}),
-            errors.Refused, "temperature must be non-negative, got -1.", "", id="bad parameter"),
-        pytest.param(
-            lambda p, b: (400, {"object": "error", "message": "default chat template is no longer allowed"}),
-            errors.Refused, "Completion tab", "", id="no chat template"),
-        pytest.param(
-            lambda p, b: (401, {"error": "Unauthorized"}), errors.Refused, "MODEL_API_KEY", "", id="unauthorised"),
-        pytest.param(
-            lambda p, b: (404, {"error": {"message": "The model `x` does not exist."}}),
-            errors.Refused, "does not exist", "", id="unknown model"),
-        pytest.param(lambda p, b: (429, {"detail": "slow down"}), errors.Refused, "busy", "", id="busy"),
-        pytest.param(lambda p, b: (500, "Internal Server Error"), errors.ModelError, "HTTP 500", "", id="server error"),
-        pytest.param(lambda p, b: (503, {"detail": "loading"}), errors.ModelError, "HTTP 503", "", id="not ready"),
-        pytest.param(failing_stream(cut=True), errors.Interrupted, "cut off", "partial", id="connection lost"),
-        pytest.param(failing_stream(), errors.Interrupted, "cut off", "partial", id="ended without an end"),
-        pytest.param(
-            failing_stream(b"data: {oops\n\n"), errors.Interrupted, "not an answer", "partial", id="malformed"),
-        pytest.param(
-            failing_stream(event(error={"message": "EngineCore died", "code": 500})),
-            errors.ModelError, "EngineCore died", "partial", id="error in mid-stream"),
-        pytest.param(slow, errors.TimedOut, "REQUEST_TIMEOUT", "", id="timed out"),
-    ],
-)  # fmt: skip
-def test_each_failure_is_a_sentence_and_what_had_arrived_is_kept(script, error, says, partial):
-    with ScriptedEngine(script).running() as engine:
-        model = client.models(client.server(engine.url, timeout=0.5))[0]
-        got = ""
-        with pytest.raises(error) as caught:
-            for piece in client.chat(model, MESSAGES, {}):
-                got += piece.text
-    assert says in str(caught.value)
-    assert str(caught.value).endswith(".")
-    assert got == partial
 
 
 def test_an_engine_that_is_not_there_is_unreachable():

@@ -2,11 +2,14 @@
 
 import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from vllm_space import engine, errors, hardware, settings
+from scripted_engine import ScriptedEngine
+from vllm_space import client, engine, errors, hardware, settings
 from vllm_space.hardware import Gpu
 
 
@@ -24,6 +27,7 @@ def command(gpus=(), **values) -> str:
 
 
 OPENAI = "-m vllm.entrypoints.openai.api_server"
+END = "--allowed-media-domains none.invalid --disable-uvicorn-access-log"
 QWEN = settings.DEFAULT_GPU_MODEL
 
 
@@ -33,23 +37,23 @@ QWEN = settings.DEFAULT_GPU_MODEL
         pytest.param(
             [], {},
             f"{OPENAI} --model {settings.DEMO_MODEL} --host 127.0.0.1 --port 8000 --served-model-name vllm-space-demo "
-            "--max-model-len -1 --enforce-eager --disable-uvicorn-access-log", id="no GPU: the demo model",
+            f"--max-model-len -1 --enforce-eager {END}", id="no GPU: the demo model",
         ),
         pytest.param(
             [gpu()], {},
             f"{OPENAI} --model {QWEN} --host 127.0.0.1 --port 8000 --served-model-name {QWEN} --max-model-len -1 "
-            "--tensor-parallel-size 1 --disable-uvicorn-access-log", id="one GPU",
+            f"--tensor-parallel-size 1 {END}", id="one GPU",
         ),
         pytest.param(
             [gpu("Tesla T4", 7.5)], {},
             f"{OPENAI} --model {QWEN} --host 127.0.0.1 --port 8000 --served-model-name {QWEN} --dtype half "
-            "--max-model-len -1 --tensor-parallel-size 1 --disable-uvicorn-access-log", id="T4: no bfloat16",
+            f"--max-model-len -1 --tensor-parallel-size 1 {END}", id="T4: no bfloat16",
         ),
         pytest.param(
             [gpu()] * 3,
             {"model_id": "a/b", "max_model_len": 8192, "gpu_memory_utilization": 0.8, "quantization": "fp8"},
             f"{OPENAI} --model a/b --host 127.0.0.1 --port 8000 --served-model-name a/b --quantization fp8 "
-            "--max-model-len 8192 --gpu-memory-utilization 0.8 --tensor-parallel-size 2 --disable-uvicorn-access-log",
+            f"--max-model-len 8192 --gpu-memory-utilization 0.8 --tensor-parallel-size 2 {END}",
             id="three GPUs: two of them",
         ),
         pytest.param(
@@ -59,13 +63,13 @@ QWEN = settings.DEFAULT_GPU_MODEL
              "engine_port": 9000, "engine_args": "--max-num-seqs 8 --dtype auto"},
             f"{OPENAI} --model a/b --host 127.0.0.1 --port 9000 --served-model-name a/b --revision v2 --dtype bfloat16 "
             "--max-model-len -1 --tensor-parallel-size 4 --trust-remote-code --reasoning-parser qwen3 "
-            "--tool-call-parser hermes --enable-auto-tool-choice --disable-uvicorn-access-log "
+            f"--tool-call-parser hermes --enable-auto-tool-choice {END} "
             "--max-num-seqs 8 --dtype auto", id="the owner's flags come last",
         ),
         pytest.param(
             [gpu()] * 2, {"model_id": "a/b", "engine_device": "cpu"},
             f"{OPENAI} --model a/b --host 127.0.0.1 --port 8000 --served-model-name a/b --max-model-len -1 "
-            "--enforce-eager --disable-uvicorn-access-log", id="the CPU although there are GPUs",
+            f"--enforce-eager {END}", id="the CPU although there are GPUs",
         ),
         pytest.param(
             [gpu()], {"model_id": "a/b", "engine_module": "vllm.entrypoints.api_server", "reasoning_parser": "qwen3"},
@@ -152,3 +156,33 @@ def test_gpus_are_read_from_nvidia_smi(monkeypatch, tmp_path):
 )
 def test_a_death_is_explained_from_the_last_lines(lines, code, expected):
     assert expected in errors.explain_death(lines, code)
+
+
+FETCH = """
+import sys
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.multimodal.media import MediaConnector
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+*line, site, picture = sys.argv[1:]
+args, _ = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser()).parse_known_args(line)
+media = MediaConnector(
+    allowed_local_media_path=args.allowed_local_media_path, allowed_media_domains=args.allowed_media_domains
+)
+for url in (site, site.replace("http", "HTTP"), site.replace("//", "//none.invalid@"), "file:///etc/hostname"):
+    try:
+        media.fetch_image(url)
+    except (ValueError, RuntimeError) as error:
+        print("refused", error)
+print(media.fetch_image(picture).size)
+"""
+
+
+def test_the_engine_fetches_nothing_that_a_request_names():
+    """vLLM's own parser and media connector, with our command line and a server that would notice."""
+    with ScriptedEngine().running() as site:
+        line = [*engine.command(config(), [])[3:], f"{site.url}/picture.png", client.PICTURE]
+        done = subprocess.run([sys.executable, "-c", FETCH, *line], capture_output=True, text=True, timeout=120)
+        assert done.stdout.count("refused") == 4, done.stderr
+        assert done.stdout.splitlines()[-1] == "(64, 64)"
+        assert site.asked == []

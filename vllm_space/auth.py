@@ -11,6 +11,7 @@ import hmac
 import html
 import ipaddress
 import json
+import logging
 import math
 import time
 from collections import OrderedDict
@@ -26,6 +27,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm_space.hardware import Space
 from vllm_space.settings import Settings
 
+log = logging.getLogger(__name__)
+
 COOKIE = "vllm_space_login"
 STAYS_SIGNED_IN = 30 * 24 * 3600  # seconds
 FREE_FAILURES = 5  # wrong passwords of one address before it has to wait
@@ -33,7 +36,8 @@ LONGEST_WAIT = 300  # seconds
 REMEMBERED = 10_000  # addresses; the oldest is forgotten, so that a flood cannot fill the memory
 
 # Paths that need no login. Gradio calls the last one on itself when it starts.
-OPEN = ("/login", "/logout", "/login/huggingface", "/login/callback", "/gradio_api/startup-events")
+OPEN = ("/login", "/logout", "/gradio_api/startup-events")
+HUGGING_FACE = ("/login/huggingface", "/login/callback")  # as open
 
 
 class Guard:
@@ -61,13 +65,18 @@ class Guard:
         return name if name in self.logins else None
 
     def _hugging_face_user(self, request: Request) -> str | None:
+        profile = self._profile(request)
+        names = [profile, *(profile.get("orgs") or [])]  # an organisation's "name" may be anything, as a person's
+        groups = {(one.get("preferred_username") or "").lower() for one in names}
+        allowed = {name.lower() for name in self.config.oauth_allowed}
+        return profile.get("preferred_username") if "*" in allowed or groups & allowed else None
+
+    def _profile(self, request: Request) -> dict:
+        """What Hugging Face says of the visitor, allowed in or not; empty where nobody is signed in."""
         if not self.config.oauth_allowed or "session" not in request.scope:
-            return None
-        profile = (request.session.get("oauth_info") or {}).get("userinfo") or {}
-        name = profile.get("preferred_username")
-        groups = {name, *(org.get("preferred_username") or org.get("name") for org in profile.get("orgs") or [])}
-        allowed = set(self.config.oauth_allowed)
-        return name if name and ("*" in allowed or groups & allowed) else None
+            return {}
+        known = request.session.get("oauth_info") or {}
+        return (known.get("userinfo") or {}) if known.get("expires_at", math.inf) > time.time() else {}
 
     def is_owner(self, request: Request) -> bool:
         """Whether a visitor may see what is the owner's: who knows a password, or the Space's owner signed in."""
@@ -130,10 +139,19 @@ class Guard:
             found |= same_name and same_password
         return found
 
-    def page(self, message: str = "", status: int = 200) -> HTMLResponse:
-        """The login page, which needs no other file."""
+    def welcome(self, request: Request) -> HTMLResponse:
+        """The login page as a visitor who may not come in first sees it."""
+        if name := self._profile(request).get("preferred_username"):
+            message = (
+                f"You are signed in to Hugging Face as {name}, who may not use this Space: its owner decides who may."
+            )
+            return self.page(message, 403, signed_in=True)
+        return self.page()
+
+    def page(self, message: str = "", status: int = 200, signed_in: bool = False, root: str = "./") -> HTMLResponse:
+        """The login page, which needs no other file. `root` leads from the address it is shown at to the page's."""
         form = LOGIN_FORM if self.logins else ""
-        hugging_face = HUGGING_FACE_BUTTON if self.config.oauth_allowed else ""
+        hugging_face = (SIGN_OUT if signed_in else HUGGING_FACE_BUTTON) if self.config.oauth_allowed else ""
         direct = ""
         if self.space and self.space.host:
             address = f"https://{self.space.host.split(',')[0]}"
@@ -141,6 +159,7 @@ class Guard:
             direct += f'target="_blank" rel="noopener">open {html.escape(address)}</a>.</p>'
         return HTMLResponse(
             LOGIN_PAGE.substitute(
+                root=root,
                 title=html.escape(self.config.app_title),
                 message=f'<p role="alert">{html.escape(message)}</p>' if message else "",
                 form=form, hugging_face=hugging_face, direct=direct,
@@ -178,7 +197,11 @@ class GuardMiddleware:
         self.guard = guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or not self.guard.closed or scope["path"] in OPEN:
+        if scope["type"] == "lifespan" or not self.guard.closed:
+            return await self.app(scope, receive, send)
+        if scope["path"] in HUGGING_FACE:
+            return await self.sign_in(scope, receive, send)
+        if scope["path"] in OPEN:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
@@ -186,9 +209,20 @@ class GuardMiddleware:
         if self.guard.user(request):
             return await self.app(scope, receive, send)
         if scope["path"] == "/" and scope["method"] in ("GET", "HEAD"):
-            response: Response = self.guard.page()
+            response: Response = self.guard.welcome(request)
         else:
             response = JSONResponse({"detail": "Not signed in: open the page and sign in first."}, 401)
+        return await response(scope, receive, send)
+
+    async def sign_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Gradio's part of the sign-in, which knows no failure: the visitor declined, Hugging Face is down."""
+        response: Response = self.guard.page("Hugging Face has not signed you in. Try again.", 403, root="../")
+        if "error" not in Request(scope).query_params:
+            try:
+                return await self.app(scope, receive, send)
+            except Exception:
+                log.exception("sign-in with Hugging Face failed")
+                response.status_code = 502
         return await response(scope, receive, send)
 
 
@@ -201,8 +235,11 @@ LOGIN_FORM = """
 
 HUGGING_FACE_BUTTON = '<a class="button" href="login/huggingface">Sign in with Hugging Face</a>'
 
+SIGN_OUT = '<a class="button" href="logout">Sign out</a>'
+
 LOGIN_PAGE = Template("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><head><meta charset="utf-8"><base href="$root">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title><style>
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; display: grid; place-items: center; min-height: 100dvh; margin: 0; }

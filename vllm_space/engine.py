@@ -6,6 +6,7 @@ Run by start.sh as `python -m vllm_space.engine`. It writes what it is doing to 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -27,11 +28,13 @@ from vllm_space.settings import Settings
 
 HOST = "127.0.0.1"
 NO_PROXY = {"http": "", "https": ""}  # a proxy of the owner's must not stand before loopback
+NO_HOST = "none.invalid"  # no name ends so: RFC 2606
 POLL = 0.2  # seconds between two looks at a starting engine
 PROGRESS_EVERY = 5  # seconds between two lines of progress
 HEALTH_EVERY = 5  # seconds between two health checks of a running engine
 HUNG_AFTER = 60  # seconds without health after which a live process counts as dead
 STOP_GRACE = 5  # seconds between asking the engine to stop and killing it
+TRACKER_GRACE = 1  # seconds in which Python's resource tracker cleans up after the killed
 STEADY_AFTER = 600  # seconds of service after which earlier deaths are forgotten
 PAUSES = (1, 5, 20, 60)  # seconds before the first, second, ... restart in a row
 STATUS_FILE = "status.json"
@@ -83,6 +86,8 @@ def command(config: Settings, gpus: list[hardware.Gpu]) -> list[str]:
             "--reasoning-parser": config.reasoning_parser,
             "--tool-call-parser": config.tool_call_parser,
             "--enable-auto-tool-choice": bool(config.tool_call_parser),
+            # No request makes the engine fetch an address: pictures come within requests. ENGINE_ARGS may name hosts.
+            "--allowed-media-domains": NO_HOST,
             "--disable-uvicorn-access-log": True,
         }
     line = [sys.executable, "-m", config.engine_module]
@@ -110,7 +115,9 @@ def environment(config: Settings, gpus: list[hardware.Gpu]) -> dict[str, str]:
         "VLLM_API_KEY": config.model_api_key.get_secret_value() if config.model_api_key else "",
         "HF_TOKEN": config.hf_token.get_secret_value() if config.hf_token else "",
     }
-    return extra | dict(os.environ) | {name: value for name, value in secret.items() if value}
+    # The page's own secrets are none of the engine's, nor of what it runs.
+    own = {name: value for name, value in os.environ.items() if name.upper() not in settings.SECRETS}
+    return extra | own | {name: value for name, value in secret.items() if value}
 
 
 def _power_of_two(count: int) -> int:
@@ -148,8 +155,11 @@ def has_started(run_dir: Path) -> bool:
 
 def _write_status(run_dir: Path, status: Status) -> None:
     draft = run_dir / (STATUS_FILE + ".new")
-    draft.write_text(json.dumps(asdict(status)))
-    draft.replace(run_dir / STATUS_FILE)  # readers see the old one or the new one, never half
+    try:
+        draft.write_text(json.dumps(asdict(status)))
+        draft.replace(run_dir / STATUS_FILE)  # readers see the old one or the new one, never half
+    except OSError as error:  # a full disk is no reason to end an engine that runs
+        say(f"WARNING: {run_dir} cannot be written to ({error.strerror}): the page does not learn of {status.state}.")
 
 
 # Lines of vLLM's log that begin a phase of its start, in the order in which they come.
@@ -201,14 +211,16 @@ class Engine:
             if not line:
                 continue
             self.lines.append(line)
-            self.log.write(line + "\n")
+            with contextlib.suppress(OSError):  # the disk may be full; the engine must not wait for a reader
+                self.log.write(line + "\n")
             for pattern, phase in PHASES:
                 if pattern.search(line):
                     self.phase = phase
             if PROGRESS_BAR.search(line) and time.monotonic() - last_bar > PROGRESS_EVERY:
                 last_bar = time.monotonic()
                 say(line)
-        self.log.close()
+        with contextlib.suppress(OSError):
+            self.log.close()
 
     def healthy(self) -> bool:
         try:
@@ -221,21 +233,35 @@ class Engine:
 
     def why_dead(self) -> str:
         """Why it ended, as a sentence without the full stop; its last lines go to the log."""
-        self.reader.join(timeout=5)  # its last words may still be in the pipe
+        self.stop(grace=0)  # what is left of it can do nothing more, and holds the pipe open
+        self.reader.join(timeout=5)  # its last words may still be in there
         lines = list(self.lines)
         if any(TROUBLE.search(line) for line in lines):
             say("The engine's last lines:\n" + "\n".join("    " + line for line in lines[-30:]))
         return errors.explain_death(lines, self.process.returncode)
 
-    def stop(self) -> None:
-        """End the process and all its children; a GPU must never be left held."""
-        deadline = time.monotonic() + STOP_GRACE
+    def stop(self, grace: float = STOP_GRACE) -> None:
+        """End the process and all its children, after `grace` seconds by force; a GPU must never be left held."""
         _signal_group(self.process.pid, signal.SIGTERM)
-        while time.monotonic() < deadline and _signal_group(self.process.pid, 0):
-            self.process.poll()  # reap, or the group lives on as a zombie
-            time.sleep(0.05)
-        _signal_group(self.process.pid, signal.SIGKILL)
+        if not self._ends_within(grace):
+            _kill_all_but_tracker(self.process.pid)
+            self._ends_within(TRACKER_GRACE)
+            _signal_group(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+    def _ends_within(self, seconds: float) -> bool:
+        """Wait until no process of the group is left, zombies reaped."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self.process.poll()
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-self.process.pid, os.WNOHANG)[0]:  # orphans of the group are ours: see adopt_orphans
+                    pass
+            if not _signal_group(self.process.pid, 0):
+                return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
 
 
 def _signal_group(leader: int, number: int) -> bool:
@@ -247,10 +273,28 @@ def _signal_group(leader: int, number: int) -> bool:
     return True
 
 
+def _kill_all_but_tracker(leader: int) -> None:
+    """Kill a group, save Python's resource tracker: it removes the shared memory that the others leave, and ends."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            of_group = os.getpgid(int(folder.name)) == leader
+            if of_group and b"resource_tracker" not in (folder / "cmdline").read_bytes():
+                os.kill(int(folder.name), signal.SIGKILL)
+
+
 def die_with_parent() -> None:
     """Ask Linux to end this process when its parent ends, however that happened (prctl PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def adopt_orphans() -> None:
+    """Ask Linux to make this process the parent of its orphaned descendants (prctl PR_SET_CHILD_SUBREAPER).
+
+    The first process of a container may reap nothing, and a group of zombies would look alive for ever.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 1)
 
 
 # -- keeping it running ----------------------------------------------------------------------------------------
@@ -264,6 +308,8 @@ def supervise(config: Settings) -> None:
     gpus = hardware.gpus()
     status = Status(since=time.time())
     _write_status(config.engine_run_dir, status)  # before anything takes time: the page waits for a status
+    if not read_status(config.engine_run_dir):
+        raise errors.EngineError(f"{config.engine_run_dir} cannot be written to: set TMPDIR to a folder with room.")
     for warning in model_check.check(config, model_id(config, gpus), gpus if config.engine_device == "auto" else []):
         say(f"WARNING: {warning}")
     deaths = 0  # in a row
@@ -280,9 +326,12 @@ def supervise(config: Settings) -> None:
                 say(f"vLLM is ready after {time.monotonic() - began:.0f} s.")
                 status = replace(status, state="ready", phase="", since=time.time())
                 _write_status(config.engine_run_dir, status)
-                reason = _watch(engine)
+                hung = _watch(engine)
                 if time.time() - status.since > STEADY_AFTER:
                     deaths = 0
+                # Told at once: to end what is left of it and to find out why it died may take seconds.
+                _write_status(config.engine_run_dir, Status("restarting", "", time.time(), status.restarts))
+                reason = hung or engine.why_dead()
         except BaseException:
             _write_status(config.engine_run_dir, replace(status, state="failed", since=time.time()))
             raise
@@ -320,7 +369,7 @@ def _wait_until_ready(engine: Engine, status: Status) -> str:
 
 
 def _watch(engine: Engine) -> str:
-    """Block while the engine lives; then why it died. Without health for a minute it counts as dead."""
+    """Block while the engine lives. One without health for a minute counts as dead: then that is the answer."""
     last_healthy = time.monotonic()
     next_check = last_healthy + HEALTH_EVERY
     while not engine.dead():
@@ -331,7 +380,7 @@ def _watch(engine: Engine) -> str:
                 return f"it answered nothing for {HUNG_AFTER} s"
             next_check = time.monotonic() + HEALTH_EVERY
         time.sleep(POLL)
-    return engine.why_dead()
+    return ""
 
 
 def say(text: str) -> None:
@@ -340,6 +389,7 @@ def say(text: str) -> None:
 
 def main() -> None:
     die_with_parent()
+    adopt_orphans()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     config = settings.load()
     try:

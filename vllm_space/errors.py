@@ -81,6 +81,8 @@ def malformed() -> Interrupted:
 def from_response(status: int, body: object) -> ModelError:
     """The error for a refusal: an HTTP status with the body (decoded JSON, or text) that came with it."""
     said = _message(body)
+    if "EngineCore encountered an issue" in said:
+        return Interrupted("The model's engine has died. Wait a minute until it is back, and try again.")
     known = [
         (status in (401, 403), "The model server refused the key. Set MODEL_API_KEY to the server's key."),
         (
@@ -115,6 +117,8 @@ def _message(body: object) -> str:
 
 # -- why an engine died: its own last lines -> one sentence -----------------------------------------------------
 
+KILLED = "the system killed it, which mostly means that memory ran out: choose a smaller model or bigger hardware"
+
 # Messages of vLLM 0.29 and of what it stands on; the first that matches wins.
 DEATHS: list[tuple[str, str]] = [
     (
@@ -146,9 +150,37 @@ DEATHS: list[tuple[str, str]] = [
         "another program holds part of the GPU memory: stop it, or lower GPU_MEMORY_UTILIZATION",
     ),
     (
-        r"Model architectures (\[.+?\]) (?:are|failed)",
+        r"Available memory on node .* is less than desired",
+        "the machine has too little memory free: lower GPU_MEMORY_UTILIZATION, which counts without a GPU too",
+    ),
+    (
+        r"Model architectures? (\S+) (?:are|is|was|failed|supported)|has model type `(\S+)` but Transformers does not",
         "vLLM does not support this kind of model ({0}): choose another MODEL_ID",
     ),
+    (r"Cannot find any model weights", "this model has no weights that vLLM can load: choose another MODEL_ID"),
+    (
+        r"User-specified max_model_len .* is greater than the derived max_model_len \(\w+=([\d]+)",
+        "MAX_MODEL_LEN is more than this model's context of {0} tokens: lower it, or unset it",
+    ),
+    (r"Unknown quantization method: (\S+)\.", "vLLM does not know the method {0}: check QUANTIZATION"),
+    (
+        r"quantization method (\S+) is not supported for the current GPU",
+        "this GPU is too old for the quantization of this model ({0}): choose another MODEL_ID, or newer hardware",
+    ),
+    (
+        r"is not supported for quantization method (\S+)\. Supported dtypes",
+        "the number format of the weights does not go with the quantization {0}: set DTYPE=half, or unset it",
+    ),
+    (
+        r"attention heads \((\d+)\) must be divisible by",
+        "this model's {0} attention heads cannot be split over that many GPUs: set TENSOR_PARALLEL_SIZE to a divisor",
+    ),
+    (
+        r"World size \(\d+\) is larger than the number of",
+        "there are fewer GPUs than TENSOR_PARALLEL_SIZE (and flags in ENGINE_ARGS) ask for: lower it",
+    ),
+    (r"NVIDIA driver on your system is too old", "the NVIDIA driver is too old for the installed PyTorch: update it"),
+    (r"Failed to infer device type", "vLLM finds no GPU that works: install requirements-cpu.txt to run without one"),
     (
         r"trust_remote_code=True|trust-remote-code",
         "this model comes with its own code: set TRUST_REMOTE_CODE=true if you trust it",
@@ -158,7 +190,7 @@ DEATHS: list[tuple[str, str]] = [
         "this GPU cannot compute in bfloat16: set DTYPE=half",
     ),
     (
-        r"GatedRepoError|gated repo|Access to model .+ is restricted",
+        r"GatedRepoError|gated repo",
         "this model is gated: ask for access on its page, then set HF_TOKEN",
     ),
     (
@@ -174,12 +206,25 @@ DEATHS: list[tuple[str, str]] = [
         r"cannot open shared object file",
         "a system library is missing: install what packages.txt names (apt-get install) and start again",
     ),
-    (r"No space left on device", "the disk is full: choose a smaller model or more storage"),
     (
-        r"invalid (?:tool call|reasoning) parser: ?(\S+)",
+        r"No space left on device|Not enough free disk space",
+        "the disk is full: choose a smaller model, or set HF_HOME to a folder on a larger disk",
+    ),
+    (
+        r"(?:Read-only file system|Permission denied): '([^']+)",
+        "{0} cannot be written to: set HF_HOME to a folder that can",
+    ),
+    (
+        r"invalid (?:tool call|reasoning) parser: (\S+)|(?:Reasoning|Tool) parser '(.+?)' not found",
         "vLLM does not know the parser {0}: check REASONING_PARSER and TOOL_CALL_PARSER",
     ),
+    (r"died unexpectedly \(exit code: -9\)|Failed core proc\(s\): .*: -9\b", KILLED),
 ]
+
+CALM = re.compile(r"\b(?:DEBUG|INFO|WARNING) \d\d-\d\d ")  # lines of vLLM's log that report no failure
+# What a process says of another one's failure.
+ECHO = re.compile(r"EngineDeadError|Engine core initialization failed|WorkerProc initialization failed")
+SAID = re.compile(r"\bValue error, (.+?)(?: \[type=.*)?$|\b((?!Validation)\w*(?:Error|Exception): .+)")
 
 
 def explain_death(lines: list[str], exit_code: int | None) -> str:
@@ -187,13 +232,16 @@ def explain_death(lines: list[str], exit_code: int | None) -> str:
 
     Falls back on the last line that reports an error, then on the exit code.
     """
+    lines = [line for line in lines if not CALM.search(line)]
     for pattern, sentence in DEATHS:
         for line in lines:
             if match := re.search(pattern, line, re.IGNORECASE):
-                return sentence.format(*(group or "" for group in match.groups()))
+                return sentence.format(*filter(None, match.groups()))
     if exit_code == -9:
-        return "the system killed it, which mostly means that memory ran out: choose a smaller model or bigger hardware"
+        return KILLED
     for line in reversed(lines):
-        if match := re.search(r"\b(\w*(?:Error|Exception)): (.+)", line):
-            return f"it says: {match.group(1)}: {match.group(2).strip()[:300]}"
+        if (match := SAID.search(line)) and not ECHO.search(line):
+            return f"it says: {(match.group(1) or match.group(2)).strip()[:300].rstrip('.')}"
+    if any(ECHO.search(line) for line in lines):
+        return "one of its processes ended without a word, which mostly means that the system killed it for its memory"
     return f"it ended with exit code {exit_code} and said nothing"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CUDA_HOME = "/usr/local/cuda"  # where the toolkit is, unless the variable of this name says otherwise
+OAUTH_VARIABLES = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
 GPU_FIELDS = "name,memory.total,memory.free,compute_cap,driver_version"
 
 
@@ -33,6 +34,7 @@ class Space:
     id: str
     host: str
     zero_gpu: bool
+    oauth: bool = False  # whether it may sign visitors in: `hf_oauth: true` in its card
 
     @property
     def settings_url(self) -> str:
@@ -108,4 +110,5 @@ def space() -> Space | None:
     if not space_id:
         return None
     zero_gpu = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "true", "t")
-    return Space(space_id, os.environ.get("SPACE_HOST", ""), zero_gpu)
+    oauth = all(map(os.environ.get, OAUTH_VARIABLES))
+    return Space(space_id, os.environ.get("SPACE_HOST", ""), zero_gpu, oauth)

@@ -19,17 +19,23 @@ def plan(config: Settings) -> str:
     the engine runs elsewhere or there is no GPU to run it on. Raises SpaceError where neither can be done.
     """
     boot = not config.servers and not no_gpu(config)
-    if config.oauth_allowed and not hardware.space():
-        raise errors.SettingsError(
-            "OAUTH_ALLOWED works only in a Space whose card has `hf_oauth: true`: unset it, or use APP_USERNAME and "
-            "APP_PASSWORD."
-        )
-    require_free_port(config.gradio_server_name, config.gradio_server_port, "--port (or GRADIO_SERVER_PORT)")
+    check_page(config)
     if boot:
         require_free_port("127.0.0.1", config.engine_port, "ENGINE_PORT")
         if config.engine_port == config.gradio_server_port:
             raise errors.SettingsError(f"ENGINE_PORT={config.engine_port} is the page's own port: use another one.")
     return f"boot http://127.0.0.1:{config.engine_port}/v1" if boot else "page"
+
+
+def check_page(config: Settings) -> None:
+    """Raise SpaceError where the page cannot be served as the settings want it."""
+    space = hardware.space()
+    if config.oauth_allowed and not (space and space.oauth):
+        raise errors.SettingsError(
+            "OAUTH_ALLOWED works only in a Space whose card has `hf_oauth: true`: unset it, or use APP_USERNAME and "
+            "APP_PASSWORD."
+        )
+    require_free_port(config.gradio_server_name, config.gradio_server_port, "--port (or GRADIO_SERVER_PORT)")
 
 
 def no_gpu(config: Settings) -> bool:
@@ -54,14 +60,19 @@ def require_free_port(host: str, port: int, name: str) -> None:
             ) from None
 
 
+def report(error: errors.SpaceError) -> int:
+    """Print why nothing can be started; the exit code that says the same."""
+    for line in str(error).splitlines():
+        print(f"ERROR: {line}", file=sys.stderr)
+    return 2 if isinstance(error, errors.SettingsError) else 1
+
+
 def main(plan_file: str, *argv: str) -> int:
     try:
         config = settings.load(list(argv))
         Path(plan_file).write_text(plan(config) + "\n")
     except errors.SpaceError as error:
-        for line in str(error).splitlines():
-            print(f"ERROR: {line}", file=sys.stderr)
-        return 2 if isinstance(error, errors.SettingsError) else 1
+        return report(error)
     for warning in settings.unknown_names():
         print(f"WARNING: {warning}", file=sys.stderr)
     return 0

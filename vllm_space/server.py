@@ -6,6 +6,7 @@ Puts the rooms together and launches Gradio; decides nothing of its own.
 from __future__ import annotations
 
 import logging
+import resource
 import sys
 import time
 
@@ -15,6 +16,7 @@ from starlette.middleware import Middleware
 from vllm_space import api, auth, client, conversation, engine, hardware, ui, ui_browser
 from vllm_space.client import Catalog
 from vllm_space.settings import Settings
+from vllm_space.shield import ShieldMiddleware
 
 
 def catalog(config: Settings) -> Catalog:
@@ -36,6 +38,8 @@ def serve(demo: gr.Blocks, config: Settings, models: Catalog, guard: auth.Guard)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio's
     # Gradio looks for it before and after each step of a handler; where it is not installed, that search takes 0.5 ms.
     sys.modules.setdefault("matplotlib", None)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every visitor's connection is an open file
     while config.engine_run_dir and not engine.has_started(config.engine_run_dir):
         time.sleep(0.05)  # start.sh ends this process if the engine fails
     demo.queue(
@@ -51,7 +55,10 @@ def serve(demo: gr.Blocks, config: Settings, models: Catalog, guard: auth.Guard)
         app_kwargs={
             "lifespan": api.Door(config, models).lifespan,
             "routes": guard.routes(),
-            "middleware": [Middleware(auth.GuardMiddleware, guard=guard)],
+            "middleware": [
+                Middleware(ShieldMiddleware, config=config),
+                Middleware(auth.GuardMiddleware, guard=guard),
+            ],
         },
         ssr_mode=False,  # its proxy answers every path it does not know, /v1 among them, with the page
         max_threads=config.max_concurrency + 40,  # one for each stream, and some for everything else

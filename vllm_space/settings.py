@@ -214,6 +214,10 @@ class Settings(BaseSettings):
     app_theme: Theme = _var("default", ", ".join(get_args(Theme)), "a Gradio theme")
     app_examples: Lines = _var((), "one question a line, or a JSON list", "example questions")
 
+    app_image_origins: Origins = _var(
+        (), "https://site.example, with commas, or *", "other sites that pictures on the page may come from"
+    )
+
     # -- doors ---------------------------------------------------------------------------------------
     app_username: SecretStr | None = _var(None, "a name", "one login, with APP_PASSWORD")
     app_password: SecretStr | None = _var(None, "a password", "one login, with APP_USERNAME")
@@ -291,6 +295,9 @@ VARIABLES: dict[str, Any] = {
 }  # variable name -> pydantic field; what the README's table documents
 
 
+SECRETS = {name for name, field in VARIABLES.items() if "Secret" in str(field.annotation)}
+
+
 def load(argv: list[str] | None = None) -> Settings:
     """Read the settings; `argv` holds app.py's flags, which win over the environment.
 
@@ -319,7 +326,7 @@ def _explain(problem: dict[str, Any]) -> str:
     """One line for one bad value: the variable, the value (never a secret's) and what is allowed."""
     name = str(problem["loc"][0])
     field = Settings.model_fields[name]
-    shown = "" if "Secret" in str(field.annotation) else f"={shorten(str(problem['input']))}"
+    shown = "" if name.upper() in SECRETS else f"={shorten(str(problem['input']))}"
     detail = f" ({problem['ctx']['error']})" if problem["type"] == "value_error" else ""
     return f"{name.upper()}{shown} is not allowed{detail}: use {field.json_schema_extra['allowed']}."
 
@@ -349,7 +356,7 @@ def table() -> str:
     """The README's table of variables, as Markdown: `python -m vllm_space.settings` prints it."""
     rows = ["| variable | default | meaning | allowed |", "|---|---|---|---|"]
     for name, field in VARIABLES.items():
-        secret = " (secret)" if "Secret" in str(field.annotation) else ""
+        secret = " (secret)" if name in SECRETS else ""
         default = "auto" if _auto_is_none in [getattr(one, "func", None) for one in field.metadata] else field.default
         shown = str(default).lower() if isinstance(default, bool) else str(default or (default if default == 0 else ""))
         rows.append(f"| `{name}`{secret} | {shown} | {field.description} | {field.json_schema_extra['allowed']} |")

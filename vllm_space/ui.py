@@ -132,6 +132,8 @@ def build_without_gpu(config: Settings, space: Space) -> gr.Blocks:
     """What the owner of a fresh duplicate sees first: the Space has no GPU, and how to give it one."""
     kind = "ZeroGPU lends a GPU for seconds only" if space.zero_gpu else "This hardware has no GPU"
     with gr.Blocks(title=config.app_title, analytics_enabled=False) as demo:
+        if config.oauth_allowed:
+            gr.LoginButton()  # without one, Gradio has no sign-in
         gr.Markdown(f"# {config.app_title}\n\n" + NO_GPU.format(kind=kind, settings=space.settings_url))
     return demo
 

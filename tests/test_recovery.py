@@ -1,0 +1,114 @@
+"""kill -9 of each of vLLM's processes under running answers, on the real engine: it comes back, and nothing is lost."""
+
+import json
+import re
+import threading
+import time
+
+import pytest
+import requests
+from playwright.sync_api import expect
+
+from conftest import API_KEY, ROOT, Program, ask, free_port, wait_for
+
+ANSWER = "#chatbot [data-testid=bot]:not(:has(small))"
+LONG = "Tell me everything about this Space."
+STREAMS = 8  # so many that each lasts long enough to be killed in
+KEY = {"Authorization": f"Bearer {API_KEY}"}
+
+# The processes of vLLM, by what their command lines say, in the order in which they are killed.
+PARTS = {"API server": "vllm.entrypoints", "engine core": "VLLM::EngineCore", "worker": "VLLM::Worker"}
+
+
+class Boot:
+    """One start of the whole, and how long it took to its first answer."""
+
+    def __init__(self, log):
+        self.url = f"http://127.0.0.1:{(port := free_port())}"
+        env = {"ENGINE_PORT": str(free_port()), "API_KEYS": API_KEY}
+        began = time.monotonic()
+        self.program = Program(["bash", str(ROOT / "start.sh"), "--port", str(port)], log, env)
+        try:
+            self.program.wait_until_up(self.url)
+        except BaseException:
+            self.program.stop()
+            raise
+        self.took = time.monotonic() - began
+
+    def part(self, name: str):
+        """The process of vLLM that PARTS names."""
+        return next(one for one in self.program.family() if any(PARTS[name] in word for word in one.cmdline()))
+
+
+@pytest.fixture(scope="module")
+def boot(tmp_path_factory):
+    boot = Boot(tmp_path_factory.mktemp("recovery") / "start.log")
+    yield boot
+    boot.program.check_clean_end()
+
+
+class Stream(threading.Thread):
+    """A long answer through the door: what came of it, and the error it ended with."""
+
+    def __init__(self, url: str):
+        super().__init__()
+        self.url, self.text, self.error = url, "", ""
+        self.start()
+
+    def run(self) -> None:
+        body = {
+            "model": "vllm-space-demo", "messages": [{"role": "user", "content": LONG}],
+            "stream": True, "max_tokens": 1900, "ignore_eos": True,
+        }  # fmt: skip
+        url = f"{self.url}/v1/chat/completions"
+        with requests.post(url, json=body, headers=KEY, stream=True, timeout=60) as answer:
+            for line in answer.iter_lines():
+                if line.startswith(b"data: {"):
+                    event = json.loads(line[6:])
+                    self.error = event.get("error", {}).get("message", "")
+                    self.text += "".join(one["delta"].get("content") or "" for one in event.get("choices", []))
+
+
+def health(url: str) -> requests.Response:
+    return requests.get(f"{url}/healthz", timeout=10)
+
+
+def test_every_process_of_vllm_may_be_killed_in_mid_answer(boot, visit):
+    tab = visit(boot.url)
+    tab.get_by_role("button", name="More").click()
+    # Nothing may end the answer before the kill does: words become likelier with each use, so it turns in circles.
+    for label, value in {"Temperature": "0", "Frequency penalty": "-2", "Max tokens": "1900"}.items():
+        tab.get_by_label(label).locator("visible=true").first.fill(value)
+
+    for deaths, name in enumerate(PARTS, start=1):
+        streams = [Stream(boot.url) for _ in range(STREAMS)]
+        wait_for(lambda streams=streams: all(one.text for one in streams), 60, "all streams")
+        ask(tab, LONG)
+        expect(tab.locator(ANSWER)).to_have_count(2 * deaths - 1)  # a note follows each that broke off
+        boot.part(name).kill()
+        killed = time.monotonic()
+
+        # The running answers end with a note and keep their text, and the page says what is going on.
+        failed = tab.locator("#chatbot").get_by_text("⚠️ The answer is incomplete")
+        expect(failed).to_have_count(deaths)
+        assert tab.locator(ANSWER).nth(2 * deaths - 2).inner_text().strip()
+        for stream in streams:
+            stream.join(30)
+            assert stream.text
+            assert stream.error.endswith("."), name
+        wait_for(lambda: health(boot.url).status_code == 503, 5, "503")
+        expect(tab.locator("#banner")).to_contain_text("The engine is restarting", timeout=10_000)
+
+        wait_for(lambda: health(boot.url).ok, 300, f"recovery after the death of the {name}")
+        took = time.monotonic() - killed
+        pause = int(re.findall(r"Restart \d of 3 in (\d+) s", boot.program.output)[-1])
+        print(
+            f"{name}: back after {took:.1f} s, the pause of {pause} s included; the fresh start took {boot.took:.1f} s"
+        )
+        assert took - pause < boot.took + 5, boot.program.output
+        expect(tab.locator("#banner")).to_be_hidden(timeout=10_000)  # with no reload
+        answer = requests.post(
+            f"{boot.url}/v1/chat/completions", headers=KEY, timeout=60,
+            json={"model": "vllm-space-demo", "messages": [{"role": "user", "content": LONG}], "max_tokens": 5},
+        )  # fmt: skip
+        assert answer.json()["choices"][0]["message"]["content"]
