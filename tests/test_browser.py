@@ -78,6 +78,36 @@ def test_stop_keeps_what_had_arrived_and_frees_the_engine(page, visit):
         expect(tab.locator("[data-testid=user]")).to_have_count(2)
 
 
+def test_enter_during_an_answer_leaves_what_was_typed(page, visit):
+    with ScriptedEngine(lambda path, body: chat_stream(*["word "] * 500, every=0.02)).running() as engine:
+        tab = visit(page(engine.url))
+        ask(tab, "Count")
+        expect(tab.locator(ANSWER).last).to_contain_text("word word")
+        ask(tab, "And then?")
+        expect(tab.get_by_placeholder("Type a message")).to_have_value("And then?")
+        tab.locator("#message .stop-button").click()
+        expect(tab.locator("#message .submit-button")).to_be_visible()
+        tab.get_by_placeholder("Type a message").press("Enter")
+        expect(tab.locator("[data-testid=user]").last).to_have_text("And then?")
+        expect(tab.get_by_placeholder("Type a message")).to_have_value("")
+
+
+def test_a_page_that_is_full_says_so_at_once_and_gives_the_message_back(page, visit):
+    with ScriptedEngine(lambda path, body: chat_stream(*["word "] * 500, every=0.05)).running() as engine:
+        url = page(engine.url, MAX_CONCURRENCY="1", MAX_QUEUE="1")
+        running, waiting, refused = (visit(url) for _ in range(3))
+        ask(running, "First")
+        expect(running.locator(ANSWER).last).to_contain_text("word")
+        ask(waiting, "Second")
+        waiting.wait_for_timeout(1000)
+        ask(refused, "Third")
+        expect(refused.get_by_text("Queue is full")).to_be_visible()
+        expect(refused.get_by_placeholder("Type a message")).to_have_value("Third")
+        expect(refused.locator("#message .submit-button")).to_be_visible()
+        running.locator("#message .stop-button").click()
+        expect(waiting.locator(ANSWER).last).to_contain_text("word")
+
+
 def test_a_failure_shows_its_sentence_and_keeps_the_partial_answer(page, visit):
     def script(path, body):
         yield event(choices=[{"delta": {"content": "The first half"}, "finish_reason": None}])

@@ -81,6 +81,30 @@ def test_an_answer_that_max_tokens_cut_is_continued(space, visit):
     expect(tab.locator("[data-testid=user]")).to_have_count(1)
 
 
+def test_export_then_import_gives_the_same_conversation(space, visit, tmp_path):
+    tab = visit(space.url, accept_downloads=True)
+    for count, question in enumerate(("What is this Space?", "How do I use another model?"), start=1):
+        ask(tab, question)
+        expect(tab.locator(NUMBERS)).to_have_count(count, timeout=30_000)
+
+    def export() -> list[dict]:
+        with tab.expect_download() as download:
+            tab.get_by_role("button", name="Export as JSON").click()
+        download.value.save_as(tmp_path / "exported.json")
+        return json.loads((tmp_path / "exported.json").read_text())["messages"]
+
+    tab.get_by_role("button", name="Export and import").click()
+    messages = export()
+    assert [one["role"] for one in messages] == ["user", "assistant"] * 2
+    tab.get_by_role("button", name="New chat").click()
+    expect(tab.locator("[data-testid=user]")).to_have_count(0)
+    tab.locator("#sidebar input[type=file]").set_input_files(tmp_path / "exported.json")
+    expect(tab.locator("[data-testid=user]")).to_have_count(2)
+    assert export() == messages
+    ask(tab, "What does it cost?")  # and it goes on from there
+    expect(tab.locator(NUMBERS)).to_have_count(1, timeout=30_000)
+
+
 def test_completion_goes_on_in_place_and_can_be_undone(space, visit):
     tab = visit(space.url)
     tab.get_by_role("tab", name="Completion").click()

@@ -88,3 +88,20 @@ def test_a_busy_page_has_vllm_send_several_tokens_at_once():
             assert answer.text == "x" * 50
     assert asked[0] is None  # nothing is known of its speed yet, and alone each token is worth an update
     assert 10 <= asked[1] <= 25  # half of what comes in the 0.4 s between two updates at 100 tokens/s
+
+
+def test_one_visitor_has_so_many_streams_at_once_and_the_others_have_theirs():
+    streams = Streams(per_visitor=2)
+    with ScriptedEngine(lambda path, body: chat_stream(*["x"] * 500, every=0.01)).running() as engine:
+        running = [streams.follow(stream(engine), "one") for _ in range(2)]
+        assert all(next(answers).error is None for answers in running)
+        (refused,) = streams.follow(stream(engine), "one")
+        assert refused.error == "You have 2 answers running already: wait until one of them has ended, or stop it."
+        other = streams.follow(stream(engine), "another")
+        assert next(other).error is None
+        running[0].close()
+        again = streams.follow(stream(engine), "one")
+        assert next(again).error is None
+        for answers in (running[1], other, again):
+            answers.close()
+    assert (streams.active, not streams.visitors) == (0, True)

@@ -57,6 +57,10 @@ class Guard:
         """The signed-in visitor's name, or None."""
         return self._login(request) or self._hugging_face_user(request)
 
+    def visitor(self, request: Request) -> str:
+        """Who a request is from: a signed-in name, or an address."""
+        return self.user(request) or client_address(request, self.space)
+
     def _login(self, request: Request) -> str | None:
         try:
             name = self.signer.loads(request.cookies.get(COOKIE, ""), max_age=STAYS_SIGNED_IN)

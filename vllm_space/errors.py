@@ -70,6 +70,10 @@ def too_long(tokens: int, context_length: int) -> Refused:
     )
 
 
+def too_many(running: int) -> Refused:
+    return Refused(f"You have {running} answers running already: wait until one of them has ended, or stop it.")
+
+
 def cut_off() -> Interrupted:
     return Interrupted("The answer was cut off: the connection to the model server was lost. Try again.")
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +64,26 @@ class Answer:
 class Streams:
     """All streams of the page: how many run decides how often each may update."""
 
-    def __init__(self) -> None:
+    def __init__(self, per_visitor: int = 1000) -> None:
+        self.per_visitor = per_visitor  # streams that one visitor may have running, so that the others have theirs
+        self.visitors = Counter[str]()  # how many each has
         self.active = 0
         self.rate = 0.0  # tokens a second of one stream, as the last answers had it
+
+    @contextmanager
+    def _running(self, visitor: str, count: int = 1) -> Iterator[None]:
+        """Count streams as running for as long as they are. Raises Refused where the visitor would have too many."""
+        if self.visitors[visitor] + count > self.per_visitor:
+            raise errors.too_many(self.visitors[visitor])
+        self.active += count
+        self.visitors[visitor] += count
+        try:
+            yield
+        finally:
+            self.active -= count
+            self.visitors[visitor] -= count
+            if not self.visitors[visitor]:
+                del self.visitors[visitor]
 
     @property
     def pace(self) -> float:
@@ -84,41 +103,48 @@ class Streams:
         if tokens > 1 and time > 0:
             self.rate = 0.7 * (self.rate or tokens / time) + 0.3 * tokens / time
 
-    def follow(self, stream: Stream, verbatim: bool = False) -> Iterator[Answer]:
+    def follow(self, stream: Stream, visitor: str = "", verbatim: bool = False) -> Iterator[Answer]:
         """Yield the growing answer (the same object each time), at last complete or with its `error`.
 
-        `verbatim` leaves <think> tags in the text; otherwise what is between them becomes the answer's reasoning.
-        Raises nothing: every failure becomes the answer's `error`. Closing it closes `stream`. Gradio notices only at
-        a yield that a visitor has left, so there is one every HEARTBEAT even while nothing arrives.
+        `visitor` tells who it is for; `verbatim` leaves <think> tags in the text, otherwise what is between them
+        becomes the answer's reasoning. Raises nothing: every failure becomes the answer's `error`. Closing it closes
+        `stream`. Gradio notices only at a yield that a visitor has left, so there is one every HEARTBEAT even while
+        nothing arrives.
         """
         answer = Answer(verbatim)
-        self.active += 1
-        reader = self._reader(stream, answer)
         try:
-            reader.start()
-            reader.wait(HEARTBEAT)
-            while not reader.ended:
+            with self._running(visitor):
+                reader = self._reader(stream, answer)
+                reader.start()
+                reader.wait(HEARTBEAT)
+                while not reader.ended:
+                    yield answer
+                    reader.wait(self.pace)
                 yield answer
-                reader.wait(self.pace)
+        except errors.Refused as error:
+            answer.error, answer.ended = str(error), True
             yield answer
         finally:
-            self.active -= 1
             self._learn(answer)
             stream.close()
 
-    def follow_all(self, streams: list[Stream]) -> Iterator[list[Answer]]:
+    def follow_all(self, streams: list[Stream], visitor: str = "") -> Iterator[list[Answer]]:
         """The growing answers of several streams that run at the same time. Otherwise as `follow`."""
-        self.active += len(streams)
-        readers = [self._reader(stream, Answer()) for stream in streams]
+        answers = [Answer() for _ in streams]
         try:
-            for reader in readers:
-                reader.start()
-            while not all(reader.ended for reader in readers):
-                time.sleep(self.pace)
-                yield [reader.answer for reader in readers]
-            yield [reader.answer for reader in readers]
+            with self._running(visitor, len(streams)):
+                readers = [self._reader(stream, answer) for stream, answer in zip(streams, answers, strict=True)]
+                for reader in readers:
+                    reader.start()
+                while not all(reader.ended for reader in readers):
+                    time.sleep(self.pace)
+                    yield answers
+                yield answers
+        except errors.Refused as error:
+            for answer in answers:
+                answer.error, answer.ended = str(error), True
+            yield answers
         finally:
-            self.active -= len(readers)
             for stream in streams:
                 stream.close()
 

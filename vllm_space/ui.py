@@ -144,7 +144,7 @@ class Page:
     def __init__(self, config: Settings, catalog: Catalog, guard: auth.Guard):
         self.config = config
         self.catalog = catalog
-        self.controls = Controls(config, catalog)
+        self.controls = Controls(config, catalog, guard)
         self.chat = ChatTab(self.controls)
         self.completion = CompletionTab(self.controls)
         self.compare = CompareTab(self.controls)

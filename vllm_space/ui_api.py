@@ -70,6 +70,7 @@ class ApiTab:
         owner_system_prompt = self.config.system_prompt
 
         def chat(
+            request: gr.Request,
             message: str,
             history: list[dict] | None = None,
             system_prompt: str = owner_system_prompt,
@@ -100,9 +101,10 @@ class ApiTab:
             with _sentences():
                 messages = _checked_messages(history or [], system_prompt, message)
                 fields = sampling.request_fields(defaults | values, self.config.max_tokens_limit)
-                yield from self._texts(client.chat(self.controls.catalog.find(model), messages, fields))
+                yield from self._texts(request, client.chat(self.controls.catalog.find(model), messages, fields))
 
         def complete(
+            request: gr.Request,
             prompt: str,
             model: str = "",
             max_tokens: float | None = defaults["max_tokens"],
@@ -128,14 +130,14 @@ class ApiTab:
             values = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop, "seed": seed}
             with _sentences():
                 fields = sampling.request_fields(defaults | values, self.config.max_tokens_limit)
-                yield from self._texts(client.complete(self.controls.catalog.find(model), prompt, fields))
+                yield from self._texts(request, client.complete(self.controls.catalog.find(model), prompt, fields))
 
         for endpoint in (chat, complete):
             gr.api(endpoint, concurrency_limit=self.config.max_concurrency, concurrency_id=GENERATION)
 
-    def _texts(self, pieces: Iterator[client.Piece]) -> Iterator[str]:
+    def _texts(self, request: gr.Request, stream: client.Stream) -> Iterator[str]:
         answer = Answer()
-        for answer in self.controls.streams.follow(pieces):
+        for answer in self.controls.streams.follow(stream, self.controls.visitor(request)):
             yield answer.text
         if answer.error:
             raise errors.SpaceError(answer.error)

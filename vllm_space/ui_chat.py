@@ -127,44 +127,44 @@ class ChatTab:
         place = [self.kept, self.conversations, self.delete, self.controls.again]
         written.success(None, [self.now, self.kept], place, js=ui_browser.KEEP)
 
-    def submit(self, value: dict[str, Any], history: History, *controls: Any) -> Iterator[History]:
+    def submit(self, request: gr.Request, value: dict[str, Any], history: History, *controls: Any) -> Iterator[History]:
         """Answer what was typed and attached."""
         try:
             files = [one["path"] for one in value["files"]]
             said = conversation.question(value["text"], files, self.takes_images(controls[1]))
         except errors.Refused as error:
             raise gr.Error(str(error), print_exception=False) from None
-        yield from self.send(said, history, *controls)
+        yield from self.send(request, said, history, *controls)
 
-    def send(self, said: dict[str, Any], history: History, *controls: Any) -> Iterator[History]:
+    def send(self, request: gr.Request, said: dict[str, Any], history: History, *controls: Any) -> Iterator[History]:
         """Answer a message: the conversation grows while the answer arrives."""
         history = [*history, said]
         yield history
         answer = Answer()
-        for answer in self._answer(history, *controls):
+        for answer in self._answer(request, history, *controls):
             yield history + conversation.shown(answer)
         yield history + conversation.shown(answer, ended=True)
 
-    def go_on(self, data: gr.SelectData, history: History, *controls: Any) -> Iterator[History]:
+    def go_on(self, data: gr.SelectData, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
         """Continue the last answer, which stopped at max tokens, in place."""
         *history, last = history
         before = conversation.text(last)
         yield [*history, conversation.message("assistant", before)]
         answer = Answer()
-        for answer in self._answer([*history, last], *controls):
+        for answer in self._answer(request, [*history, last], *controls):
             yield history + conversation.shown(answer, before=before)
         yield history + conversation.shown(answer, ended=True, before=before)
 
-    def retry(self, data: gr.RetryData, history: History, *controls: Any) -> Iterator[History]:
+    def retry(self, data: gr.RetryData, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
         turn = conversation.turn(history, data.index)
-        yield from self.send(history[turn], history[:turn], *controls)
+        yield from self.send(request, history[turn], history[:turn], *controls)
 
-    def edit(self, data: gr.EditData, history: History, *controls: Any) -> Iterator[History]:
+    def edit(self, data: gr.EditData, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
         turn = conversation.turn(history, data.index)
-        yield from self.send(conversation.edited(history[turn], data.value), history[:turn], *controls)
+        yield from self.send(request, conversation.edited(history[turn], data.value), history[:turn], *controls)
 
-    def example(self, data: gr.SelectData, *controls: Any) -> Iterator[History]:
-        yield from self.send(conversation.message("user", data.value["text"]), [], *controls)
+    def example(self, data: gr.SelectData, request: gr.Request, *controls: Any) -> Iterator[History]:
+        yield from self.send(request, conversation.message("user", data.value["text"]), [], *controls)
 
     def undo_turn(self, data: gr.UndoData, history: History) -> tuple[History, dict]:
         """Take the last turn back; its message returns to the text box, ready to be changed."""
@@ -172,8 +172,11 @@ class ChatTab:
         files = [part["file"]["path"] for part in history[turn]["content"] if part["type"] == "file"]
         return history[:turn], {"text": conversation.text(history[turn]), "files": files}
 
-    def _answer(self, history: History, system_prompt: str, model: str | None, *values: Any) -> Iterator[Answer]:
-        yield from self.controls.answer(conversation.to_messages(history, system_prompt or ""), model, values)
+    def _answer(
+        self, request: gr.Request, history: History, system_prompt: str | None, model: str | None, *values: Any
+    ) -> Iterator[Answer]:
+        messages = conversation.to_messages(history, system_prompt or "")
+        yield from self.controls.answer(request, messages, model, values)
 
     def takes_images(self, model: str | None) -> bool:
         try:

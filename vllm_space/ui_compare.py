@@ -68,7 +68,7 @@ class CompareTab:
         columns = [column for column, *_ in self.columns]
         self.more.click(self.add, self.shown, [self.shown, *columns, self.more], **AT_ONCE)
 
-    def answer(self, prompt: str, shown: int, *values: Any) -> Iterator[list[History]]:
+    def answer(self, request: gr.Request, prompt: str, shown: int, *values: Any) -> Iterator[list[History]]:
         """The answers of all columns to the prompt, as they grow."""
         if not prompt.strip():
             raise gr.Error("Type a prompt first.", print_exception=False)
@@ -82,7 +82,7 @@ class CompareTab:
                 streams[number] = self.controls.stream(messages, model, values[3 * COLUMNS :], temperature=temperature)
             except errors.SpaceError as error:
                 answers[number] = Answer(error=str(error), ended=True)
-        for growing in self.controls.streams.follow_all(list(streams.values())):
+        for growing in self.controls.streams.follow_all(list(streams.values()), self.controls.visitor(request)):
             now = answers | dict(zip(streams, growing, strict=True))
             yield [history + self._shown(now[n]) if n in now else [] for n in range(COLUMNS)]
 

@@ -46,10 +46,10 @@ class CompletionTab:
         self.stop.click(None, cancels=[running])
         self.undo.click(self.take_back, self.before, [self.text, self.undo], **AT_ONCE)
 
-    def go_on(self, text: str, model: str | None, *values: Any) -> Iterator[tuple[str, str, str]]:
+    def go_on(self, request: gr.Request, text: str, model: str | None, *values: Any) -> Iterator[tuple[str, str, str]]:
         """Continue a text in place."""
         answer = Answer()
-        for answer in self.controls.continuation(text, model, values):
+        for answer in self.controls.continuation(request, text, model, values):
             yield text + answer.text, text, ""
         note = f"⚠️ {answer.error}" if answer.error else conversation.numbers(answer)
         if answer.finish_reason == "length":

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from vllm_space import client, errors, sampling
+from vllm_space.auth import Guard
 from vllm_space.client import Catalog, Message, Model
 from vllm_space.settings import Settings
 from vllm_space.streaming import Answer, Streams
@@ -43,10 +44,12 @@ ROOM = 512  # tokens that a chat template may add to what a visitor sees
 class Controls:
     """The controls beside the tabs, and the streams that run."""
 
-    def __init__(self, config: Settings, catalog: Catalog):
+    def __init__(self, config: Settings, catalog: Catalog, guard: Guard):
         self.config = config
         self.catalog = catalog
-        self.streams = Streams()
+        self.guard = guard
+        # A quarter of all for one visitor, with ten tabs or not; a comparison alone is four.
+        self.streams = Streams(per_visitor=max(4, config.max_concurrency // 4))
 
     def picker(self) -> None:
         self.model = gr.Dropdown(label="Model", choices=[], visible=False, interactive=True)
@@ -79,23 +82,28 @@ class Controls:
         found = self.catalog.find(model)
         return client.chat(found, messages, self._fit(found, messages, self._fields(values, others)))
 
-    def answer(self, messages: list[Message], model: str | None, values: tuple) -> Iterator[Answer]:
+    def visitor(self, request: gr.Request) -> str:
+        return self.guard.visitor(request.request)
+
+    def answer(
+        self, request: gr.Request, messages: list[Message], model: str | None, values: tuple
+    ) -> Iterator[Answer]:
         """The growing answer to a conversation; whatever goes wrong becomes its error."""
         try:
             stream = self.stream(messages, model, values)
         except errors.SpaceError as error:
             yield Answer(error=str(error))
         else:
-            yield from self.streams.follow(stream)
+            yield from self.streams.follow(stream, self.visitor(request))
 
-    def continuation(self, text: str, model: str | None, values: tuple) -> Iterator[Answer]:
+    def continuation(self, request: gr.Request, text: str, model: str | None, values: tuple) -> Iterator[Answer]:
         """The growing continuation of a text. Otherwise as `answer`."""
         try:
             stream = client.complete(self.catalog.find(model), text, self._fields(values, {}))
         except errors.SpaceError as error:
             yield Answer(error=str(error))
         else:
-            yield from self.streams.follow(stream, verbatim=True)
+            yield from self.streams.follow(stream, self.visitor(request), verbatim=True)
 
     def _fields(self, values: tuple, others: dict[str, Any]) -> dict[str, Any]:
         return sampling.request_fields(dict(zip(ORDER, values, strict=True)) | others, self.config.max_tokens_limit)
