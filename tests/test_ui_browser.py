@@ -39,7 +39,11 @@ def test_a_kept_conversation_is_replaced_and_comes_to_the_top(call):
 
 
 def test_a_message_goes_back_into_the_box_only_where_it_did_not_arrive(call):
-    sent = {"text": "Hello", "files": []}
-    arrived = [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
-    assert call(ui_browser.NOT_SENT, sent, [])["value"] == sent
-    assert "value" not in call(ui_browser.NOT_SENT, sent, arrived)
+    before = [{"role": "user", "content": []}, {"role": "assistant", "content": []}]
+    sent, shown, box = call(ui_browser.SEND, {"text": "Hello", "files": []}, before)
+    assert (len(shown), box["value"]["text"]) == (3, "")
+    assert call(ui_browser.NOT_SENT, sent, shown)[0] == before
+    assert call(ui_browser.NOT_SENT, sent, shown)[1]["value"] == sent
+    answered = [*shown, {"role": "assistant", "content": []}]
+    assert call(ui_browser.NOT_SENT, sent, answered)[0] == answered
+    assert "value" not in call(ui_browser.NOT_SENT, sent, answered)[1]

@@ -17,7 +17,7 @@ from vllm_space.ui_api import ApiTab
 from vllm_space.ui_chat import ChatTab
 from vllm_space.ui_compare import CompareTab
 from vllm_space.ui_completion import CompletionTab
-from vllm_space.ui_controls import AT_ONCE, PRIVATE, Controls
+from vllm_space.ui_controls import AT_ONCE, Controls
 from vllm_space.ui_status import StatusTab
 
 DAY = 24 * 3600  # seconds
@@ -63,6 +63,7 @@ CSS = """
 #chatbot .user pre { max-height: 12rem; overflow: auto; }
 #about { font-size: var(--text-sm); }
 #banner { padding: var(--spacing-md) var(--spacing-lg); border-left: 4px solid #d97706; }
+[data-testid=status-tracker]:has(.error) { display: none !important; } /* the notice beside the page tells it */
 #text textarea { font-family: var(--font-mono); }
 #conversations label { width: 100%; }
 #conversations label span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
@@ -167,8 +168,8 @@ class Page:
     def wire(self, demo: gr.Blocks) -> None:
         model = self.controls.model
         state = [self.about, self.banner, self.controls.again, model, *self.compare.models]
-        demo.load(None, self.chat.kept, [self.chat.conversations, self.chat.delete], js=ui_browser.LIST)
-        demo.load(self.greet, model, [*state, self.chat.chatbot, self.chat.message], **PRIVATE)
+        demo.load(None, self.chat.kept, [self.chat.conversations, self.chat.delete], js=ui_browser.LIST, **AT_ONCE)
+        demo.load(self.greet, model, [*state, self.chat.chatbot, self.chat.message], **AT_ONCE)
         self.controls.again.tick(self.look, model, [*state, self.chat.message], **AT_ONCE)
         model.input(self.pick, model, [self.about, self.chat.message], **AT_ONCE)
 

@@ -25,21 +25,26 @@ CLICK_DOWNLOAD = "() => document.querySelector('#download').click()"
 ANSWERING = "() => ({__type__: 'update', submit_btn: false, stop_btn: true})"
 READY = "() => ({__type__: 'update', submit_btn: true, stop_btn: false})"
 
-# (message box) -> [the message on its way, message box]; nothing where there is no message, or an answer is running.
+# (message box, conversation) -> [the message on its way, conversation that ends with it, message box]. Nothing happens
+# where there is no message, or an answer is running.
 SEND = """
-(message) => {
+(message, conversation) => {
   const answering = document.querySelector("#message .stop-button");
   if (answering || !(message.text.trim() || message.files.length)) throw new Error("nothing to send");
-  return [message, {__type__: "update", value: {text: "", files: []}, submit_btn: false, stop_btn: true}];
+  const text = message.text ? [{type: "text", text: message.text}] : [];
+  const files = message.files.map((file) => ({type: "file", file, alt_text: null}));
+  const said = {role: "user", content: [...text, ...files], metadata: null, options: null};
+  const box = {__type__: "update", value: {text: "", files: []}, submit_btn: false, stop_btn: true};
+  return [message, [...conversation, said], box];
 }
 """
 
-# (message on its way, conversation) -> message box, with the message again where it did not reach the conversation.
+# (message on its way, conversation) -> [conversation, message box]: one that nothing followed goes back into the box.
 NOT_SENT = """
 (message, conversation) => {
-  const last = conversation.findLast((one) => one.role === "user");
   const box = {__type__: "update", submit_btn: true, stop_btn: false};
-  return last?.content[0]?.text?.startsWith(message.text) ? box : {...box, value: message};
+  if (conversation.at(-1)?.role !== "user") return [conversation, box];
+  return [conversation.slice(0, -1), {...box, value: message}];
 }
 """
 

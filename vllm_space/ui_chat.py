@@ -80,10 +80,14 @@ class ChatTab:
     def wire(self) -> None:
         inputs = [self.controls.system_prompt, self.controls.model, *self.controls.sampling]
         begin = [self.chatbot.retry, self.chatbot.edit, self.chatbot.example_select, self.chatbot.option_select]
-        gr.on(begin, None, None, self.message, js=ui_browser.ANSWERING)
-        sent = self.message.submit(None, self.message, [self.sent, self.message], js=ui_browser.SEND)
+        gr.on(begin, None, None, self.message, js=ui_browser.ANSWERING, **AT_ONCE)
+        sent = self.message.submit(
+            None, [self.message, self.chatbot], [self.sent, self.chatbot, self.message],
+            js=ui_browser.SEND, **AT_ONCE,
+        )  # fmt: skip
         answer = sent.success(self.submit, [self.sent, self.chatbot, *inputs], self.chatbot, **STREAM)
-        answer.failure(None, [self.sent, self.chatbot], self.message, js=ui_browser.NOT_SENT)
+        back = [self.chatbot, self.message]
+        answer.failure(None, [self.sent, self.chatbot], back, js=ui_browser.NOT_SENT, **AT_ONCE)
         running = [
             answer,
             self.chatbot.retry(self.retry, [self.chatbot, *inputs], self.chatbot, **STREAM),
@@ -91,17 +95,20 @@ class ChatTab:
             self.chatbot.example_select(self.example, inputs, self.chatbot, **STREAM),
             self.chatbot.option_select(self.go_on, [self.chatbot, *inputs], self.chatbot, **STREAM),
         ]
-        self.message.stop(None, None, self.message, js=ui_browser.READY, cancels=running)
+        self.message.stop(None, cancels=running, **AT_ONCE)  # which is a failure as well
+        for event in running[1:]:
+            event.failure(
+                None, None, self.message, js=ui_browser.READY, **AT_ONCE
+            )  # Gradio's then() leaves failures out
         for event in running:
-            event.failure(None, None, self.message, js=ui_browser.READY)  # Gradio's then() leaves failures out
             # Kept when the answer is there, so that nothing stands before its first token.
-            self.keep_after(event.then(None, None, self.message, js=ui_browser.READY))
+            self.keep_after(event.then(None, None, self.message, js=ui_browser.READY, **AT_ONCE))
         self.keep_after(self.chatbot.undo(self.undo_turn, self.chatbot, [self.chatbot, self.message], **AT_ONCE))
 
         place = [self.kept, self.conversations]
         gr.on(
             [self.new.click, self.chatbot.clear], None, None, [self.chatbot, self.conversations, self.delete],
-            cancels=running, js=ui_browser.START_ANEW,
+            cancels=running, js=ui_browser.START_ANEW, **AT_ONCE,
         )  # fmt: skip
         self.conversations.input(
             self.open, place, [self.chatbot, self.controls.system_prompt, self.delete],
@@ -109,11 +116,11 @@ class ChatTab:
         )  # fmt: skip
         self.delete.click(
             None, place, [self.kept, self.chatbot, self.conversations, self.delete],
-            cancels=running, js=ui_browser.FORGET,
+            cancels=running, js=ui_browser.FORGET, **AT_ONCE,
         )  # fmt: skip
         whole = [self.chatbot, self.controls.system_prompt]
         for button, write in ((self.as_markdown, self.write_markdown), (self.as_json, self.write_json)):
-            button.click(write, whole, self.download, **AT_ONCE).success(None, js=ui_browser.CLICK_DOWNLOAD)
+            button.click(write, whole, self.download, **AT_ONCE).success(None, js=ui_browser.CLICK_DOWNLOAD, **AT_ONCE)
         imported = self.upload.upload(
             self.import_file, self.upload, [*whole, self.conversations], cancels=running, **AT_ONCE
         )
@@ -125,21 +132,25 @@ class ChatTab:
             self.written, [self.chatbot, self.controls.system_prompt, self.conversations], self.now, **RAW
         )
         place = [self.kept, self.conversations, self.delete, self.controls.again]
-        written.success(None, [self.now, self.kept], place, js=ui_browser.KEEP)
+        written.success(None, [self.now, self.kept], place, js=ui_browser.KEEP, **AT_ONCE)
 
     def submit(self, request: gr.Request, value: dict[str, Any], history: History, *controls: Any) -> Iterator[History]:
-        """Answer what was typed and attached."""
+        """Answer what was typed and attached; the browser has shown it at the end of the conversation already."""
         try:
             files = [one["path"] for one in value["files"]]
             said = conversation.question(value["text"], files, self.takes_images(controls[1]))
         except errors.Refused as error:
             raise gr.Error(str(error), print_exception=False) from None
-        yield from self.send(request, said, history, *controls)
+        yield from self.answered(request, [*history[:-1], said], *controls)
 
     def send(self, request: gr.Request, said: dict[str, Any], history: History, *controls: Any) -> Iterator[History]:
-        """Answer a message: the conversation grows while the answer arrives."""
+        """Add a message to the conversation and answer it."""
         history = [*history, said]
         yield history
+        yield from self.answered(request, history, *controls)
+
+    def answered(self, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
+        """The conversation while the answer to its last message arrives."""
         answer = Answer()
         for answer in self._answer(request, history, *controls):
             yield history + conversation.shown(answer)
@@ -192,7 +203,7 @@ class ChatTab:
 
     def written(self, history: History, system_prompt: str, ident: str | None) -> dict[str, Any] | None:
         """The conversation as the browser keeps it, new or known; None where there is nothing to keep."""
-        if not history:
+        if not history or history[-1]["role"] == "user":
             return None
         failed = conversation.is_failure(history[-1])  # the engine may be down: the page looks until it is back
         return conversation.written(history, system_prompt, ident or secrets.token_hex(8)) | {"failed": failed}

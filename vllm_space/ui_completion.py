@@ -34,7 +34,7 @@ class CompletionTab:
 
     def wire(self) -> None:
         buttons = [self.complete, self.stop, self.undo]
-        self.complete.click(None, None, buttons, js=ui_browser.COMPLETING)
+        self.complete.click(None, None, buttons, js=ui_browser.COMPLETING, **AT_ONCE)
         running = self.complete.click(
             self.go_on,
             [self.text, self.controls.model, *self.controls.sampling],
@@ -42,7 +42,7 @@ class CompletionTab:
             **STREAM,
         )
         for ended in (running.then, running.failure):
-            ended(None, None, buttons, js=ui_browser.COMPLETED)
+            ended(None, None, buttons, js=ui_browser.COMPLETED, **AT_ONCE)
         self.stop.click(None, cancels=[running])
         self.undo.click(self.take_back, self.before, [self.text, self.undo], **AT_ONCE)
 

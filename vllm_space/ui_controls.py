@@ -20,7 +20,8 @@ AT_ONCE = {"queue": False, **PRIVATE}
 # it brings, since Gradio has checked their types before.
 _AS_THEY_ARE = {"preprocess": False, "postprocess": False}
 RAW = AT_ONCE | _AS_THEY_ARE
-STREAM = {"concurrency_id": GENERATION, **PRIVATE, **_AS_THEY_ARE}
+# Those who wait for their turn see their place.
+STREAM = {"concurrency_id": GENERATION, **PRIVATE, **_AS_THEY_ARE, "show_progress": "minimal"}
 
 # Labels and explanations of the sampling parameters, in the visitor's words.
 CONTROLS = {
