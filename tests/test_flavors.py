@@ -5,7 +5,8 @@ import pytest
 
 from vllm_space import engine, flavors, settings
 
-EVERY = "--host 127.0.0.1 --port 8000"  # on every hardware, and --disable-uvicorn-access-log at the end
+EVERY = "--host 127.0.0.1 --port 8000"  # on every hardware, and at the end:
+LAST = "--allowed-media-domains none.invalid --disable-uvicorn-access-log"
 
 PINNED = """
 t4-small        Qwen/Qwen3-4B-Instruct-2507         --dtype half --max-model-len -1 --tensor-parallel-size 1
@@ -39,7 +40,7 @@ def test_the_command_line_on_each_flavor(pinned):
     flavor = next(one for one in flavors.FLAVORS if one.id == name)
     assert (flavors.largest_model(flavor), flavors.flags(flavor)) == (model, flags)
     line = engine.command(settings.Settings(_env_file=None, model_id=model), flavor.gpus)
-    expected = f"--model {model} {EVERY} --served-model-name {model} {flags} --disable-uvicorn-access-log"
+    expected = f"--model {model} {EVERY} --served-model-name {model} {flags} {LAST}"
     assert " ".join(line[3:]) == expected
 
 

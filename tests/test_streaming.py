@@ -90,6 +90,18 @@ def test_a_busy_page_has_vllm_send_several_tokens_at_once():
     assert 10 <= asked[1] <= 25  # half of what comes in the 0.4 s between two updates at 100 tokens/s
 
 
+def test_tokens_that_come_at_once_do_not_make_the_engine_seem_fast():
+    def script(path, body):
+        time.sleep(0.5)
+        return chat_stream(*["x"] * 50)
+
+    streams = Streams()
+    with ScriptedEngine(script).running() as engine:
+        for _ in range(3):
+            list(streams.follow(stream(engine)))
+    assert streams.rate <= 100
+
+
 def test_one_visitor_has_so_many_streams_at_once_and_the_others_have_theirs():
     streams = Streams(per_visitor=2)
     with ScriptedEngine(lambda path, body: chat_stream(*["x"] * 500, every=0.01)).running() as engine:

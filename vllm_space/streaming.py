@@ -98,10 +98,11 @@ class Streams:
         return _Reader(stream, answer)
 
     def _learn(self, answer: Answer) -> None:
-        time = answer.elapsed - (answer.first_token_after or 0)
+        # With the time to the first token: tokens that came at once would seem infinitely fast, and ever more come so.
         tokens = (answer.usage or {}).get("completion_tokens") or 0
-        if tokens > 1 and time > 0:
-            self.rate = 0.7 * (self.rate or tokens / time) + 0.3 * tokens / time
+        if tokens and answer.elapsed:
+            rate = tokens / answer.elapsed
+            self.rate = 0.7 * (self.rate or rate) + 0.3 * rate
 
     def follow(self, stream: Stream, visitor: str = "", verbatim: bool = False) -> Iterator[Answer]:
         """Yield the growing answer (the same object each time), at last complete or with its `error`.
