@@ -57,6 +57,11 @@ def wait_for(condition: Callable[[], object], timeout: float, what: str) -> obje
     raise AssertionError(f"{what}: not within {timeout} s")
 
 
+def _hear_ctrl_c() -> None:
+    """What a shell starts in the background ignores SIGINT, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Program:
     """A program under test, its output in a file. Ends with everything it started."""
 
@@ -65,7 +70,7 @@ class Program:
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                env=CLEAN | env, cwd=cwd, start_new_session=True,
+                env=CLEAN | env, cwd=cwd, start_new_session=True, preexec_fn=_hear_ctrl_c,
             )  # fmt: skip
 
     @property
