@@ -92,7 +92,7 @@ def models(server: Server) -> list[Model]:
     Raises ModelError if it cannot be reached or refuses.
     """
     with _session(server) as session:
-        answer = session.get(f"{server.url}/v1/models", timeout=(CONNECT_TIMEOUT, 10))
+        answer = session.get(f"{server.url}/v1/models", timeout=(CONNECT_TIMEOUT, 5))  # a page waits for this
         if answer.status_code == 404:
             return [Model(server, server.label or "vLLM (legacy server)", "generate")]
         _check(answer)
