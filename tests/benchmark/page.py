@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
@@ -108,9 +109,18 @@ async def measure(name: str, streams: int, tokens: int, rate: float) -> dict:
         page = start([str(HERE / "competitors.py"), name, engine_url, str(port)])
     try:
         timeout = aiohttp.ClientTimeout(total=600)
-        # A server closes idle connections after 5 s; a browser would try again, so this one never uses those.
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
+        async with AsyncExitStack() as stack:
+            # A server closes idle connections after 5 s; a browser would try again, so this one never uses those.
+            # One address for each hundred visitors: the page lets none have too many answers at once.
+            connectors = [
+                aiohttp.TCPConnector(limit=0, keepalive_timeout=2, local_addr=(f"127.0.0.{number + 1}", 0))
+                for number in range(streams // 100 + 1)
+            ]
+            sessions = [
+                await stack.enter_async_context(aiohttp.ClientSession(connector=one, timeout=timeout))
+                for one in connectors
+            ]
+            http = sessions[0]
             if page is None:
                 await asyncio.sleep(1)
                 cpu, memory = 0.0, 0
@@ -118,7 +128,10 @@ async def measure(name: str, streams: int, tokens: int, rate: float) -> dict:
             else:
                 url = f"http://127.0.0.1:{port}"
                 config = await config_of(http, url)
-                visitors = [Visitor(http, url, json.loads(json.dumps(config))) for _ in range(streams + 1)]
+                visitors = [
+                    Visitor(sessions[number // 100], url, json.loads(json.dumps(config)))
+                    for number in range(streams + 1)
+                ]
                 for visitor in visitors:
                     await visitor.arrive()
                 await visitors[0].ask("warm up")
