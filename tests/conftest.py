@@ -57,6 +57,13 @@ def wait_for(condition: Callable[[], object], timeout: float, what: str) -> obje
     raise AssertionError(f"{what}: not within {timeout} s")
 
 
+def at_work(engine_url: str) -> float:
+    """How many requests an engine runs or keeps waiting, by its own gauges."""
+    lines = requests.get(f"{engine_url}/metrics", timeout=5).text.splitlines()
+    names = ("vllm:num_requests_running", "vllm:num_requests_waiting{")
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(names))
+
+
 def _hear_ctrl_c() -> None:
     """What a shell starts in the background ignores SIGINT, and so would all that it starts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -27,6 +27,7 @@ class ScriptedEngine:
     models: list[str] | None = field(default_factory=lambda: ["scripted"])  # None: no /v1/models (the legacy server)
     tokenize: Callable[[dict], Any] = lambda body: (404, {"detail": "Not Found"})  # answers /tokenize
     metrics: Callable[[], str] | None = None  # answers /metrics
+    alive: bool = True  # /health says so; a dead engine's API server answers for some seconds more
     requests: list[tuple[str, dict, dict]] = field(default_factory=list)  # (path, headers, body) of every POST
     text_type: str = "text/plain"  # content type of an answer that is text
     asked: list[str] = field(default_factory=list)  # "METHOD path" of every request
@@ -74,7 +75,7 @@ def _handler(engine: ScriptedEngine) -> type[BaseHTTPRequestHandler]:
                 ]
                 self.reply(200, {"object": "list", "data": data})
             elif self.path == "/health":
-                self.reply(200, "")
+                self.reply(200 if engine.alive else 503, "")
             elif self.path == "/metrics" and engine.metrics:
                 self.reply(200, engine.metrics())
             else:

@@ -14,7 +14,7 @@ import requests
 import schemathesis
 from schemathesis import GenerationMode
 
-from conftest import API_KEY, ROOT, Space, wait_for
+from conftest import API_KEY, ROOT, Space, at_work, wait_for
 from vllm_space.api import ALLOWED, TOKEN_FIELDS
 
 MODEL = "vllm-space-demo"
@@ -141,25 +141,18 @@ def test_an_answer_has_the_engines_own_bytes(space, path, body):
 # -- leaving ---------------------------------------------------------------------------------------------------
 
 
-def at_work(space: Space) -> float:
-    """Requests that the engine runs or keeps waiting."""
-    lines = requests.get(f"{space.engine_url}/metrics", timeout=5).text.splitlines()
-    names = ("vllm:num_requests_running", "vllm:num_requests_waiting{")
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(names))
-
-
 @pytest.mark.parametrize("stream", [True, False], ids=["in mid-stream", "before the first byte"])
 def test_a_client_that_leaves_ends_the_engines_work(space, stream):
-    wait_for(lambda: at_work(space) == 0, 30, "an idle engine")
+    wait_for(lambda: at_work(space.engine_url) == 0, 30, "an idle engine")
     body = CHAT | {"max_tokens": 1900, "ignore_eos": True, "stream": stream}  # many seconds of work
     connection = http.client.HTTPConnection(space.url.removeprefix("http://"), timeout=30)
     connection.request("POST", "/v1/chat/completions", json.dumps(body), KEY | {"Content-Type": "application/json"})
     if stream:
         assert connection.getresponse().read(100)
-    wait_for(lambda: at_work(space) == 1, 5, "the engine at work")
+    wait_for(lambda: at_work(space.engine_url) == 1, 5, "the engine at work")
     connection.sock.shutdown(socket.SHUT_RDWR)
     connection.close()
-    wait_for(lambda: at_work(space) == 0, 1, "the end of the engine's work")
+    wait_for(lambda: at_work(space.engine_url) == 0, 1, "the end of the engine's work")
 
 
 # -- the engine's own document ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import openai
 import pytest
 import requests
 
-from conftest import API_KEY, ROOT, Program, Space, free_port, wait_for
+from conftest import API_KEY, ROOT, Program, Space, at_work, free_port, wait_for
 
 DEMO_MODEL = ROOT / "vllm_space" / "demo_model"
 MODEL = "vllm-space-demo"
@@ -61,7 +61,7 @@ class Stream(threading.Thread):
     def run(self) -> None:
         body = {
             "model": MODEL, "messages": [{"role": "user", "content": QUESTION}],
-            "stream": True, "max_tokens": 1200, "ignore_eos": True,  # long enough to be killed in
+            "stream": True, "max_tokens": 1900, "ignore_eos": True,  # long enough to be killed in
         }  # fmt: skip
         try:
             with requests.post(
@@ -88,8 +88,11 @@ def test_one_of_two_replicas_behind_the_router_may_die(program, page):
     asked = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
     answer = chat.predict(QUESTION, temperature=0, api_name="/chat")
 
+    # The router counts a replica as gone that was once slow to answer.
+    wait_for(lambda: requests.get(f"{router}/health", timeout=5).ok, 60, "both replicas behind the router")
     streams = [Stream(url) for _ in range(STREAMS)]
-    wait_for(lambda: all(one.events > 5 for one in streams), 60, "all streams")
+    wait_for(lambda: all(one.events for one in streams), 60, "all streams")
+    assert at_work(first) > 0  # the machine is not so fast that there is nothing to cut off
     for process in doomed.family():
         process.kill()
 

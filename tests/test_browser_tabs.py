@@ -209,6 +209,25 @@ def test_the_page_mends_itself_when_the_engine_comes_back(page, visit):
         expect(tab.locator(ANSWER)).to_have_text("Back")
 
 
+def test_an_answer_that_fails_makes_the_page_look_though_the_api_server_of_the_dead_engine_still_answers(page, visit):
+    engine = ScriptedEngine(models=["one"])
+    with engine.running():
+        tab = visit(page(engine.url))
+        expect(tab.locator("#about")).to_contain_text("one")
+        died = {"message": "EngineCore encountered an issue", "type": "InternalServerError"}
+
+        def die(path: str, body: dict) -> tuple[int, dict]:
+            engine.alive = False
+            return 500, {"error": died}
+
+        engine.script = die
+        ask(tab, "Hello?")
+        expect(tab.locator("#chatbot")).to_contain_text("engine has died")
+        expect(tab.locator("#banner")).to_contain_text("cannot be reached")
+        engine.alive = True
+        expect(tab.locator("#banner")).not_to_be_visible(timeout=15_000)
+
+
 def test_a_banner_says_what_the_engine_is_doing(page, visit, tmp_path):
     status = tmp_path / "status.json"
     state = {"state": "restarting", "phase": "loading the weights", "since": 1.0, "restarts": 1, "reason": "it died"}

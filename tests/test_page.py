@@ -10,18 +10,12 @@ import pytest
 import requests
 from playwright.sync_api import expect
 
-from conftest import API_KEY, ROOT, ask, free_port, wait_for
+from conftest import API_KEY, ROOT, ask, at_work, free_port, wait_for
 from vllm_space import snippets
 
 ANSWER = "#chatbot [data-testid=bot]:not(:has(small))"
 NUMBERS = "#chatbot small"
 LONG = "Explain step by step how to deploy this Space."
-
-
-def running(space) -> float:
-    """The engine's gauge of running requests."""
-    lines = requests.get(f"{space.engine_url}/metrics", timeout=5).text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running"))
 
 
 def set_sampling(tab, **values):
@@ -56,11 +50,11 @@ def test_stop_frees_the_engine_within_a_second(space, visit):
     # Nothing may end the answer before Stop does: words become likelier with each use, so it turns in circles.
     set_sampling(tab, Temperature="0", Frequency_penalty="-2", Max_tokens="1900")
     ask(tab, "Tell me everything about this Space.")
-    wait_for(lambda: running(space) == 1, 20, "the generation")
+    wait_for(lambda: at_work(space.engine_url) == 1, 20, "the generation")
     expect(tab.locator(ANSWER).last).to_be_visible()
     with tab.expect_request("**/cancel"):  # a busy machine's browser may take its time to get here
         tab.locator("#message .stop-button").dispatch_event("click")  # click() waits until nothing moves: too late
-    wait_for(lambda: running(space) == 0, 1, "the end of the generation")
+    wait_for(lambda: at_work(space.engine_url) == 0, 1, "the end of the generation")
     assert tab.locator(ANSWER).last.inner_text()
 
 
@@ -122,7 +116,7 @@ def test_compare_with_two_servers(space, page, visit):
     expect(tab.get_by_label("Model 2")).to_have_value("vllm-space-demo (B)")
     tab.get_by_placeholder("One prompt").fill(LONG)
     tab.keyboard.press("Enter")
-    wait_for(lambda: running(space) == 2, 20, "two generations at once")
+    wait_for(lambda: at_work(space.engine_url) == 2, 20, "two generations at once")
     for answer in tab.locator(".compared").all()[:2]:
         expect(answer.locator("small")).to_contain_text("tokens/s", timeout=30_000)
         expect(answer).to_contain_text("Space")

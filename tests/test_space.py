@@ -7,7 +7,7 @@ import gradio_client
 import pytest
 import requests
 
-from conftest import ROOT, Space, free_port, wait_for
+from conftest import ROOT, Space, at_work, free_port, wait_for
 
 QUESTION = "How do I use another model?"
 
@@ -104,14 +104,7 @@ def test_the_engine_stops_when_the_client_leaves(client, space):
         time.sleep(0.02)
     job.cancel()
 
-    def running() -> float:
-        lines = requests.get(f"{space.engine_url}/metrics", timeout=5).text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running"))
-
-    deadline = time.monotonic() + 5
-    while running() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert running() == 0
+    wait_for(lambda: at_work(space.engine_url) == 0, 5, "the end of the generation")
 
 
 def test_the_engine_is_reached_through_its_key_and_on_loopback_only(space):

@@ -96,7 +96,7 @@ def models(server: Server) -> list[Model]:
         if answer.status_code == 404:
             return [Model(server, server.label or "vLLM (legacy server)", "generate")]
         _check(answer)
-        return [
+        found = [
             Model(
                 server,
                 model["id"],
@@ -105,6 +105,21 @@ def models(server: Server) -> list[Model]:
             )
             for model in answer.json()["data"]
         ]
+        if any(model.is_vllm for model in found) and not _serves(session, server):
+            raise errors.unreachable(server.label)
+        return found
+
+
+def _serves(session: requests.Session, server: Server) -> bool:
+    """Whether the engine behind a vLLM API server lives: for seconds after its death /v1/models still answers.
+
+    vllm-router's /health is 503 while any replica is down; its /readiness tells whether one is up.
+    """
+
+    def status(path: str) -> int:
+        return session.get(f"{server.url}/{path}", timeout=(CONNECT_TIMEOUT, 5)).status_code
+
+    return status("health") != 503 or status("readiness") == 200
 
 
 class Stream:
@@ -382,6 +397,10 @@ class Catalog:
         if found:
             raise errors.Refused(f"There is no model {label!r} here. There is: {', '.join(m.label for m in found)}.")
         raise errors.Unreachable(next(iter(self._errors.values()))) if self._errors else errors.no_server()
+
+    def expire(self) -> None:
+        """Ask the servers anew at the next look: an answer of one has just failed."""
+        self._asked = -self.FRESH
 
     def takes_images(self, model: Model) -> bool:
         """Whether the model takes pictures, asked once. A server that fails to say is asked again the next time."""

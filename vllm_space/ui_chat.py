@@ -206,6 +206,8 @@ class ChatTab:
         if not history or history[-1]["role"] == "user":
             return None
         failed = conversation.is_failure(history[-1])  # the engine may be down: the page looks until it is back
+        if failed:
+            self.controls.catalog.expire()
         return conversation.written(history, system_prompt, ident or secrets.token_hex(8)) | {"failed": failed}
 
     def open(self, messages: list, ident: str) -> tuple:
