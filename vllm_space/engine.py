@@ -195,8 +195,7 @@ class Engine:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # its workers get the signals that we send, and no Ctrl-C of the terminal
-            preexec_fn=die_with_parent,
+            preexec_fn=_lead_group_and_die_with_parent,
         )
         (config.engine_run_dir / PID_FILE).write_text(str(self.process.pid))
         self.reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
@@ -286,6 +285,16 @@ def die_with_parent() -> None:
     """Ask Linux to end this process when its parent ends, however that happened (prctl PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _lead_group_and_die_with_parent() -> None:
+    """A group of its own: its workers get the signals that we send, and no Ctrl-C of the terminal.
+
+    But the session of the page: Linux shares the cores out by session, and vLLM's processes, which spin while they wait
+    for each other, would leave the page next to nothing of few cores.
+    """
+    os.setpgrp()
+    die_with_parent()
 
 
 def adopt_orphans() -> None:
