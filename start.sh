@@ -13,6 +13,11 @@ source "$ROOT/vllm_space/environment.sh"
 RUN_DIR=$(mktemp -d "${TMPDIR:-/tmp}/vllm-space.XXXXXX") || # the engine's log and status, for as long as it runs
   die "Set TMPDIR to a folder that can be written to."
 
+began() { # a phase of the start; the page prints how long each took
+  local now=${EPOCHREALTIME:-$(date +%s)}
+  echo "${now/,/.} $*" >>"$RUN_DIR/phases" || true
+}
+
 # -- 2. Whatever ends this script ends everything it started -----------------------------------------------------
 set -m # every background job is a process group of its own, which one signal ends whole
 clean_up() {
@@ -46,6 +51,7 @@ engine_elsewhere() { # is a running server to be used, so that no vLLM is needed
 gpu_here() {
   [ "$(setting ENGINE_DEVICE)" != cpu ] && command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1
 }
+began "finding a Python environment"
 page_modules="gradio pydantic_settings requests huggingface_hub aiohttp limits"
 if engine_elsewhere "$@"; then
   grep -v '^vllm' "$ROOT/requirements.txt" >"$RUN_DIR/requirements-page.txt"
@@ -57,13 +63,16 @@ else
 fi
 
 # -- 4. Are the settings right, and can this machine do it? ------------------------------------------------------
+began "checking the settings"
 "$PYTHON" -m vllm_space.preflight "$RUN_DIR/plan" "$@"
 [ -s "$RUN_DIR/plan" ] || exit 0 # --help
 read -r plan engine_url <"$RUN_DIR/plan"
+began "installing packages"
 fill_environment
 
 # -- 5. vLLM in the background -----------------------------------------------------------------------------------
 if [ "$plan" = boot ]; then
+  began "checking the model"
   # A key made for this start keeps everyone else on this machine away from the engine.
   MODEL_API_KEY=$(head -c 32 /dev/urandom | base64 | tr -dc 'A-Za-z0-9')
   export MODEL_API_KEY ENGINE_RUN_DIR="$RUN_DIR"

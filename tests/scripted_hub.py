@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 GOOD_TOKEN = "hf_good"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def model(model_id: str, **fields: object) -> dict:
@@ -31,7 +33,10 @@ def model(model_id: str, **fields: object) -> dict:
 
 @contextmanager
 def hub(*models: dict, refs: tuple[str, ...] = ("main",)) -> Iterator[str]:
-    """Serve `models`; yields the address. A gated or private one needs GOOD_TOKEN."""
+    """Serve `models`; yields the address. A gated or private one needs GOOD_TOKEN.
+
+    The field `content` of a model, {file name: bytes}, makes those files downloadable.
+    """
     by_id = {one["id"]: one for one in models}
 
     class Handler(BaseHTTPRequestHandler):
@@ -48,8 +53,24 @@ def hub(*models: dict, refs: tuple[str, ...] = ("main",)) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(data)
 
+        def send_file(self, model_id: str, name: str) -> None:
+            content = by_id[model_id]["content"][name]
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
         def do_GET(self) -> None:
             url = urlsplit(self.path)
+            if "/resolve/" in url.path:
+                org, name, _, _, file = url.path.strip("/").split("/", 4)
+                return self.send_file(f"{org}/{name}", file)
             token = self.headers.get("Authorization", "").removeprefix("Bearer ")
             parts = url.path.strip("/").split("/")  # api, models, org, name, "revision" | "auth-check", ...
             if url.path == "/api/whoami-v2":
@@ -72,7 +93,7 @@ def hub(*models: dict, refs: tuple[str, ...] = ("main",)) -> Iterator[str]:
                 return self.reply(200, {})
             if parts[4:5] == ["revision"] and parts[5] not in refs:
                 return self.reply(404, {"error": "Invalid rev id"}, "RevisionNotFound")
-            return self.reply(200, found)
+            return self.reply(200, {name: value for name, value in found.items() if name != "content"})
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

@@ -4,6 +4,7 @@ Around a stand-in for the engine where it is about start.sh; test_space.py runs 
 """
 
 import os
+import re
 import shutil
 import signal
 import stat
@@ -57,6 +58,17 @@ def test_a_start_that_takes_too_long_is_ended(start):
     assert running.process.wait(60) == 1
     assert "raise STARTUP_TIMEOUT" in running.output.strip().splitlines()[-1]
     assert "vLLM is loading the model (" in running.output
+
+
+def test_the_phases_of_the_start_are_told_at_its_end(start):
+    running, url = start()
+    running.wait_until_up(url, 60)
+    wait_for(lambda: "opening the page\n" in running.output, 10, "the phases")
+    whole, of_vllm = map(float, re.search(r"Up after ([\d.]+) s, ([\d.]+) s of them vLLM's\.", running.output).groups())
+    rows = dict(reversed(row) for row in re.findall(r"^ +([\d.]+) s  #+ +(.+)$", running.output, re.MULTILINE))
+    assert {"checking the settings", "checking the model", "vLLM: starting Python", "opening the page"} <= set(rows)
+    assert sum(map(float, rows.values())) == pytest.approx(whole, abs=0.5)
+    assert 0 < of_vllm < whole
 
 
 def test_python_app_py_alone_serves_through_start_sh(start):

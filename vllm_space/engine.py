@@ -23,7 +23,7 @@ from typing import IO
 
 import requests
 
-from vllm_space import errors, hardware, model_check, preflight, settings
+from vllm_space import errors, hardware, model_check, preflight, settings, startup, weights
 from vllm_space.settings import Settings
 
 HOST = "127.0.0.1"
@@ -186,7 +186,7 @@ class Engine:
 
     def __init__(self, config: Settings, gpus: list[hardware.Gpu]):
         self.config = config
-        self.phase = "starting Python"
+        self._begins("starting Python")
         self.lines: deque[str] = deque(maxlen=200)
         self.log = (config.engine_run_dir / LOG_FILE).open("a", buffering=1, encoding="utf-8")
         self.process = subprocess.Popen(
@@ -213,13 +213,17 @@ class Engine:
             with contextlib.suppress(OSError):  # the disk may be full; the engine must not wait for a reader
                 self.log.write(line + "\n")
             for pattern, phase in PHASES:
-                if pattern.search(line):
-                    self.phase = phase
+                if pattern.search(line) and phase != self.phase:
+                    self._begins(phase)
             if PROGRESS_BAR.search(line) and time.monotonic() - last_bar > PROGRESS_EVERY:
                 last_bar = time.monotonic()
                 say(line)
         with contextlib.suppress(OSError):
             self.log.close()
+
+    def _begins(self, phase: str) -> None:
+        self.phase = phase
+        startup.begins(self.config.engine_run_dir, startup.OF_VLLM + phase)
 
     def healthy(self) -> bool:
         try:
@@ -319,8 +323,10 @@ def supervise(config: Settings) -> None:
     _write_status(config.engine_run_dir, status)  # before anything takes time: the page waits for a status
     if not read_status(config.engine_run_dir):
         raise errors.EngineError(f"{config.engine_run_dir} cannot be written to: set TMPDIR to a folder with room.")
-    for warning in model_check.check(config, model_id(config, gpus), gpus if config.engine_device == "auto" else []):
+    model = model_id(config, gpus)
+    for warning in model_check.check(config, model, gpus if config.engine_device == "auto" else []):
         say(f"WARNING: {warning}")
+    weights.fetch_in_background(config, model, say)
     deaths = 0  # in a row
     while True:
         _write_status(config.engine_run_dir, status)
@@ -333,6 +339,7 @@ def supervise(config: Settings) -> None:
                 raise errors.EngineError(f"vLLM did not start: {reason}.")
             if not reason:
                 say(f"vLLM is ready after {time.monotonic() - began:.0f} s.")
+                startup.begins(config.engine_run_dir, "opening the page")
                 status = replace(status, state="ready", phase="", since=time.time())
                 _write_status(config.engine_run_dir, status)
                 hung = _watch(engine)

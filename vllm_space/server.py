@@ -13,7 +13,7 @@ import time
 import gradio as gr
 from starlette.middleware import Middleware
 
-from vllm_space import api, auth, client, conversation, engine, hardware, ui, ui_browser
+from vllm_space import api, auth, client, conversation, engine, hardware, startup, ui, ui_browser
 from vllm_space.client import Catalog
 from vllm_space.settings import Settings
 from vllm_space.shield import ShieldMiddleware
@@ -71,4 +71,8 @@ def serve(demo: gr.Blocks, config: Settings, models: Catalog, guard: auth.Guard)
         run_history=False,
         pwa=False,
         enable_monitoring=False,
+        prevent_thread_lock=True,
     )
+    if config.engine_run_dir and (chart := startup.chart(config.engine_run_dir, time.time())):
+        print(chart, flush=True)
+    demo.block_thread()
