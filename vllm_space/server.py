@@ -5,6 +5,7 @@ Puts the rooms together and launches Gradio; decides nothing of its own.
 
 from __future__ import annotations
 
+import gc
 import logging
 import resource
 import sys
@@ -75,4 +76,8 @@ def serve(demo: gr.Blocks, config: Settings, models: Catalog, guard: auth.Guard)
     )
     if config.engine_run_dir and (chart := startup.chart(config.engine_run_dir, time.time())):
         print(chart, flush=True)
+    # What is here now stays. To search it for garbage again and again holds up all who ask at the same time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
     demo.block_thread()

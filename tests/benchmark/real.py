@@ -18,14 +18,13 @@ import json
 import os
 import random
 import time
-from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
 import aiohttp
 import psutil
 from browser import Visitor
-from door import ROOT, running
+from door import ROOT, come_first, running
 from page import config_of, free_port
 
 QUESTION = "Tell me everything about this Space."
@@ -139,8 +138,7 @@ def main() -> None:
     parser.add_argument("--share", action="store_true", help="let the engine and the page share all cores")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
-    with suppress(OSError):  # Linux shares cores out by session: this one, the client, must not be what is waited for
-        Path("/proc/self/autogroup").write_text("-20")
+    come_first()
     print("| model | streams | tokens/s: engine | page | ratio |\n|---|---|---|---|---|", flush=True)
     port, engine_port = free_port(), free_port()
     url, engine_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{engine_port}"
