@@ -67,6 +67,8 @@ def serve(demo: gr.Blocks, config: Settings, models: Catalog, guard: auth.Guard)
         css=ui.CSS,
         js=ui_browser.ON_LOAD,
         mcp_server=True,  # /chat and /complete as tools
+        # Gradio keeps what it knows of a tab, 0.3 MiB, until so many others came; no handler needs it.
+        state_session_capacity=200,
         max_file_size=conversation.IMAGE_LIMIT,
         footer_links=["api", "settings"],
         run_history=False,

@@ -6,6 +6,7 @@ epoch, and a name. The page prints the whole when its port is open.
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -24,17 +25,20 @@ def begins(run_dir: Path, phase: str) -> None:
 
 def chart(run_dir: Path, now: float) -> str:
     """All phases until `now` (seconds since the epoch), each with its time and a bar; empty where none was noted."""
-    lines = (run_dir / FILE).read_text(encoding="utf-8").splitlines() if (run_dir / FILE).exists() else []
-    began = [(float(at), name) for at, name in (line.split(" ", 1) for line in lines)]
+    try:
+        noted = re.findall(r"^([\d.]+) (.+)$", (run_dir / FILE).read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        noted = []
+    if not noted:
+        return ""
+    began = [(float(at), name) for at, name in noted]
     took: dict[str, float] = {}
     for (at, name), (until, _) in zip(began, [*began[1:], (now, "")], strict=True):
         took[name] = took.get(name, 0.0) + until - at
     total = sum(took.values())
-    if not total:
-        return ""
     of_vllm = sum(seconds for name, seconds in took.items() if name.startswith(OF_VLLM))
     rows = [
-        f"  {seconds:6.1f} s  {'#' * max(1, round(WIDTH * seconds / total)):<{WIDTH}}  {name}"
+        f"  {seconds:6.1f} s  {'#' * max(1, round(WIDTH * seconds / max(total, SHORT))):<{WIDTH}}  {name}"
         for name, seconds in took.items()
         if seconds >= SHORT
     ]

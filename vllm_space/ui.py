@@ -169,9 +169,11 @@ class Page:
         model = self.controls.model
         state = [self.about, self.banner, self.controls.again, model, *self.compare.models]
         demo.load(None, self.chat.kept, [self.chat.conversations, self.chat.delete], js=ui_browser.LIST, **AT_ONCE)
-        demo.load(self.greet, model, [*state, self.chat.chatbot, self.chat.message], **AT_ONCE)
-        self.controls.again.tick(self.look, model, [*state, self.chat.message], **AT_ONCE)
-        model.input(self.pick, model, [self.about, self.chat.message], **AT_ONCE)
+        # As the browser has it: Gradio may have forgotten which models it told this tab of: see server.py.
+        asked = AT_ONCE | {"preprocess": False}
+        demo.load(self.greet, model, [*state, self.chat.chatbot, self.chat.message], **asked)
+        self.controls.again.tick(self.look, model, [*state, self.chat.message], **asked)
+        model.input(self.pick, model, [self.about, self.chat.message], **asked)
 
     def greet(self, label: str | None) -> tuple:
         """What depends on the servers, asked anew for each visitor."""

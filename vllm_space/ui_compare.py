@@ -26,7 +26,7 @@ class CompareTab:
 
     def tab(self) -> None:
         self.columns = []
-        self.shown = gr.State(SHOWN_AT_FIRST)
+        self.shown = gr.Number(SHOWN_AT_FIRST, precision=0, visible="hidden", label="Columns")
         with gr.Row(equal_height=False):
             for number in range(1, COLUMNS + 1):
                 with gr.Column(visible=number <= SHOWN_AT_FIRST, min_width=280) as column:

@@ -25,7 +25,7 @@ class CompletionTab:
             max_lines=18,
             buttons=["copy"],
         )
-        self.before = gr.State("")  # the text before the last completion, for Undo
+        self.before = gr.Textbox(visible="hidden", label="Before the last completion")  # for Undo
         with gr.Row():
             self.complete = gr.Button("Complete", variant="primary")
             self.stop = gr.Button("Stop", variant="stop", interactive=False, elem_classes="stop-button")

@@ -53,7 +53,7 @@ class StatusTab:
         shown = [self.facts, *self.plots, self.log_part, self.log]
         tab.select(lambda: gr.Timer(active=True), None, self.timer, **AT_ONCE)
         for event in (tab.select, self.timer.tick):
-            event(self.look, self.controls.model, shown, **AT_ONCE)
+            event(self.look, self.controls.model, shown, **AT_ONCE, preprocess=False)
         gr.on([other.select for other in others], lambda: gr.Timer(active=False), None, self.timer, **AT_ONCE)
 
     def look(self, label: str | None, request: gr.Request) -> tuple:

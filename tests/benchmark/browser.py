@@ -43,6 +43,8 @@ class Visitor:
         )  # fmt: skip
         self.textbox = next(target for target, event in self.enter["targets"] if event == "submit")
         self.chatbot = next(id for id, kind in self.types.items() if kind == "chatbot")
+        self.labels = {component["props"].get("label"): component["id"] for component in config["components"]}
+        self.running: dict[str, Any] | None = None  # what the page is asked to cancel by Stop
 
     async def arrive(self) -> None:
         """Load the page: the events that it runs before anything is typed."""
@@ -60,6 +62,13 @@ class Visitor:
         self.began = time.perf_counter()
         await self._run(self.enter)
         return self.seen
+
+    async def stop(self) -> None:
+        """Press Stop."""
+        stops = [one for one in self.dependencies if [self.textbox, "stop"] in [list(it) for it in one["targets"]]]
+        if self.running and any(self.running["fn_index"] in one["cancels"] for one in stops):
+            async with self.http.post(f"{self.url}{API}/cancel", json=self.running) as answer:
+                answer.raise_for_status()
 
     async def _run(self, dependency: dict[str, Any]) -> None:
         if dependency["backend_fn"]:
@@ -87,6 +96,8 @@ class Visitor:
     async def _queued(self, dependency: dict[str, Any], body: dict[str, Any]) -> None:
         async with self.http.post(f"{self.url}{API}/queue/join", json=body) as answer:
             answer.raise_for_status()
+            event = (await answer.json())["event_id"]
+        self.running = {"session_hash": self.session_hash, "fn_index": dependency["id"], "event_id": event}
         state: list[Any] | None = None
         async with self.http.get(f"{self.url}{API}/queue/data", params={"session_hash": self.session_hash}) as events:
             async for line in events.content:

@@ -1,10 +1,14 @@
 """How much slower than the engine is the page? One command, one table, everything in one run on this machine.
 
     python tests/benchmark/page.py [--streams 1 16 64] [--pages ours load_chat] [--tokens 256] [--rate 50] [--json FILE]
+    python tests/benchmark/page.py --soak [1000]
 
 A scripted engine sends TOKENS tokens at RATE a second to each of N visitors, who all press Enter at the same time, on
 our page and on the competitors' (competitors.py); "floor" reads the engine directly. Stretch is the time from Enter to
 the last token over the engine's own. Every stream is checked: every token, in order, exactly once.
+
+--soak has so many conversations of two short answers each on our page instead, every one a new visitor's, and prints
+after each hundred what the page holds: a page that stays up for weeks must not grow.
 """
 
 from __future__ import annotations
@@ -145,6 +149,54 @@ async def measure(name: str, streams: int, tokens: int, rate: float) -> dict:
             process.wait()
 
 
+VISITORS = 16  # of a soak, at a time
+EVERY = 100  # conversations between two rows of a soak
+WARM = 200  # conversations of a soak after which nothing should grow any more
+
+
+async def soak(conversations: int) -> None:
+    """So many conversations on our page, each with a new visitor, and what the page's process holds meanwhile."""
+    engine_url = f"http://127.0.0.1:{(engine_port := free_port())}"
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    engine = start([str(HERE / "engine.py"), str(engine_port), "16", "200"])
+    page = start(["app.py", "--port", str(port)], MODEL_URL=engine_url)
+    expected = "".join(token(number) for number in range(16)).strip()
+    waiting = iter(range(conversations))
+    memory: dict[int, float] = {}  # MiB after so many conversations
+    done = 0
+
+    def row() -> None:
+        memory[done] = page.memory_info().rss / 2**20
+        print(f"| {done} | {memory[done]:.1f} | {page.num_threads()} | {page.num_fds()} |", flush=True)
+
+    async def visits(http: aiohttp.ClientSession, config: str) -> None:
+        nonlocal done
+        for _ in waiting:
+            visitor = Visitor(http, url, json.loads(config))
+            await visitor.arrive()
+            for question in ("Hi", "And then?"):
+                seen = await visitor.ask(question)
+                if seen.text.strip() != expected:
+                    raise SystemExit(f"Instead of {expected!r} the page shows {seen.text!r}")
+            done += 1
+            if done % EVERY == 0:
+                row()
+
+    try:
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60)) as http:
+            config = json.dumps(await config_of(http, url))
+            print("| conversations | memory_mib | threads | files |\n|---|---|---|---|", flush=True)
+            row()
+            await asyncio.gather(*(visits(http, config) for _ in range(VISITORS)))
+        if conversations > WARM:
+            print(f"Growth after the first {WARM}: {memory[max(memory)] - memory[WARM]:.1f} MiB")
+    finally:
+        for process in (page, engine):
+            process.kill()
+            process.wait()
+
+
 COLUMNS = ["page", "streams", "stretch", "stretch_worst", "first_p50_ms", "first_p99_ms", "gap_p99_ms",
            "cpu_s_per_1000_tokens", "memory_mib"]  # fmt: skip
 
@@ -156,7 +208,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rate", type=float, default=50, help="tokens a second of each stream")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--soak", type=int, nargs="?", const=1000, metavar="N", help="N conversations instead")
     options = parser.parse_args()
+    if options.soak:
+        asyncio.run(soak(options.soak))
+        return
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
     rows = []
     for streams in options.streams:
