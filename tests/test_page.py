@@ -44,7 +44,7 @@ def test_a_chat_of_three_turns_with_edit_and_retry(space, visit):
     expect(tab.locator("[data-testid=user]")).to_have_count(3)
 
 
-def test_stop_frees_the_engine_within_a_second(space, visit):
+def test_stop_frees_the_engine(space, visit):
     tab = visit(space.url)
     tab.get_by_role("button", name="More").click()
     # Nothing may end the answer before Stop does: words become likelier with each use, so it turns in circles.
@@ -54,7 +54,8 @@ def test_stop_frees_the_engine_within_a_second(space, visit):
     expect(tab.locator(ANSWER).last).to_be_visible()
     with tab.expect_request("**/cancel"):  # a busy machine's browser may take its time to get here
         tab.locator("#message .stop-button").dispatch_event("click")  # click() waits until nothing moves: too late
-    wait_for(lambda: at_work(space.engine_url) == 0, 1, "the end of the generation")
+    # It takes 0.1 s (test_leaving.py has it over the protocol); a machine busy with other things is given more.
+    wait_for(lambda: at_work(space.engine_url) == 0, 3, "the end of the generation")
     assert tab.locator(ANSWER).last.inner_text()
 
 
