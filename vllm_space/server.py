@@ -62,7 +62,7 @@ def serve(demo: gr.Blocks, config: Settings, models: Catalog, guard: auth.Guard)
             ],
         },
         ssr_mode=False,  # its proxy answers every path it does not know, /v1 among them, with the page
-        max_threads=config.max_concurrency + 40,  # one for each stream, and some for everything else
+        max_threads=100,  # for all handlers but the streams, which have their own
         theme=ui.theme(config.app_theme),
         css=ui.CSS,
         js=ui_browser.ON_LOAD,

@@ -21,7 +21,6 @@ from vllm_space.client import Piece, Stream
 log = logging.getLogger(__name__)
 
 LIVELY = 1 / 30  # seconds between updates that still look live
-FIRST = 0.1  # seconds until the first update at most: Gradio can stop only what has yielded
 HEARTBEAT = 0.25  # seconds without an update at most, also while nothing arrives
 UPDATES_PER_SECOND = 250  # what the page's event loop carries beside its other work, over all streams
 
@@ -118,7 +117,7 @@ class Streams:
             with self._running(visitor):
                 reader = self._reader(stream, answer)
                 reader.start()
-                reader.news.wait(FIRST)
+                reader.news.wait(HEARTBEAT)
                 reader.news.clear()
                 while not reader.ended:
                     yield answer

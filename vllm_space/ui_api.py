@@ -10,7 +10,7 @@ import gradio as gr
 from vllm_space import auth, client, errors, sampling, snippets
 from vllm_space.client import Message
 from vllm_space.streaming import Answer
-from vllm_space.ui_controls import GENERATION, Controls
+from vllm_space.ui_controls import GENERATION, Controls, ends_with_its_event
 
 CLOSED = (
     "⚠️ **`/v1` is closed**: the owner of this Space has set no `API_KEYS`. The first three programs work once that "
@@ -69,6 +69,7 @@ class ApiTab:
         defaults = sampling.defaults(self.config)
         owner_system_prompt = self.config.system_prompt
 
+        @ends_with_its_event
         def chat(
             request: gr.Request,
             message: str,
@@ -103,6 +104,7 @@ class ApiTab:
                 fields = sampling.request_fields(defaults | values, self.config.max_tokens_limit)
                 yield from self._texts(request, client.chat(self.controls.catalog.find(model), messages, fields))
 
+        @ends_with_its_event
         def complete(
             request: gr.Request,
             prompt: str,

@@ -15,7 +15,7 @@ import gradio as gr
 from vllm_space import conversation, errors, ui_browser
 from vllm_space.conversation import History
 from vllm_space.streaming import Answer
-from vllm_space.ui_controls import AT_ONCE, RAW, STREAM, Controls
+from vllm_space.ui_controls import AT_ONCE, RAW, STREAM, Controls, ends_with_its_event
 
 LATEX = [
     {"left": "$$", "right": "$$", "display": True},
@@ -134,6 +134,7 @@ class ChatTab:
         place = [self.kept, self.conversations, self.delete, self.controls.again]
         written.success(None, [self.now, self.kept], place, js=ui_browser.KEEP, **AT_ONCE)
 
+    @ends_with_its_event
     def submit(self, request: gr.Request, value: dict[str, Any], history: History, *controls: Any) -> Iterator[History]:
         """Answer what was typed and attached; the browser has shown it at the end of the conversation already."""
         try:
@@ -156,6 +157,7 @@ class ChatTab:
             yield history + conversation.shown(answer)
         yield history + conversation.shown(answer, ended=True)
 
+    @ends_with_its_event
     def go_on(self, data: gr.SelectData, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
         """Continue the last answer, which stopped at max tokens, in place."""
         *history, last = history
@@ -166,14 +168,17 @@ class ChatTab:
             yield history + conversation.shown(answer, before=before)
         yield history + conversation.shown(answer, ended=True, before=before)
 
+    @ends_with_its_event
     def retry(self, data: gr.RetryData, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
         turn = conversation.turn(history, data.index)
         yield from self.send(request, history[turn], history[:turn], *controls)
 
+    @ends_with_its_event
     def edit(self, data: gr.EditData, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
         turn = conversation.turn(history, data.index)
         yield from self.send(request, conversation.edited(history[turn], data.value), history[:turn], *controls)
 
+    @ends_with_its_event
     def example(self, data: gr.SelectData, request: gr.Request, *controls: Any) -> Iterator[History]:
         yield from self.send(request, conversation.message("user", data.value["text"]), [], *controls)
 

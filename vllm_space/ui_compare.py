@@ -14,7 +14,7 @@ from vllm_space import conversation, errors
 from vllm_space.client import Stream
 from vllm_space.conversation import History
 from vllm_space.streaming import Answer
-from vllm_space.ui_controls import AT_ONCE, STREAM, Controls
+from vllm_space.ui_controls import AT_ONCE, STREAM, Controls, ends_with_its_event
 
 COLUMNS = 4
 SHOWN_AT_FIRST = 2
@@ -68,6 +68,7 @@ class CompareTab:
         columns = [column for column, *_ in self.columns]
         self.more.click(self.add, self.shown, [self.shown, *columns, self.more], **AT_ONCE)
 
+    @ends_with_its_event
     def answer(self, request: gr.Request, prompt: str, shown: int, *values: Any) -> Iterator[list[History]]:
         """The answers of all columns to the prompt, as they grow."""
         if not prompt.strip():

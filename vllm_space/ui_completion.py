@@ -9,7 +9,7 @@ import gradio as gr
 
 from vllm_space import conversation, ui_browser
 from vllm_space.streaming import Answer
-from vllm_space.ui_controls import AT_ONCE, STREAM, Controls
+from vllm_space.ui_controls import AT_ONCE, STREAM, Controls, ends_with_its_event
 
 
 class CompletionTab:
@@ -46,6 +46,7 @@ class CompletionTab:
         self.stop.click(None, cancels=[running])
         self.undo.click(self.take_back, self.before, [self.text, self.undo], **AT_ONCE)
 
+    @ends_with_its_event
     def go_on(self, request: gr.Request, text: str, model: str | None, *values: Any) -> Iterator[tuple[str, str, str]]:
         """Continue a text in place."""
         answer = Answer()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import functools
+import math
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
+import anyio
 import gradio as gr
 
 from vllm_space import client, errors, sampling
@@ -40,6 +44,35 @@ ALWAYS_SHOWN = ("max_tokens", "temperature", "top_p")
 ORDER = (*ALWAYS_SHOWN, *(name for name in sampling.NAMES if name not in ALWAYS_SHOWN))
 LOOK_AGAIN = 3  # seconds between two looks at an engine that does not answer
 ROOM = 512  # tokens that a chat template may add to what a visitor sees
+
+_END = object()
+_THREADS = anyio.CapacityLimiter(math.inf)  # the queue bounds how many handlers run
+
+
+def ends_with_its_event(handler: Callable[..., Generator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+    """A generator as the handler of an event: closed as soon as the event is over, finished, stopped or left.
+
+    Gradio itself closes only one whose first value it has passed on: an answer that is stopped before that would
+    keep the engine at work until its last token.
+    """
+
+    @functools.wraps(handler)
+    async def run(*args: Any, **named: Any) -> AsyncIterator[Any]:
+        values = handler(*args, **named)
+        event = asyncio.current_task()  # Gradio runs an event, all steps of its handler, as one task
+        event.add_done_callback(lambda _: asyncio.ensure_future(_close(values)))
+        while (value := await anyio.to_thread.run_sync(next, values, _END, limiter=_THREADS)) is not _END:
+            yield value
+
+    return run
+
+
+async def _close(values: Generator[Any]) -> None:
+    while True:
+        try:
+            return values.close()
+        except ValueError:  # it runs, in a thread that nothing can interrupt, until its next value
+            await asyncio.sleep(0.02)
 
 
 class Controls:

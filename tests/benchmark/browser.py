@@ -97,9 +97,9 @@ class Visitor:
         async with self.http.post(f"{self.url}{API}/queue/join", json=body) as answer:
             answer.raise_for_status()
             event = (await answer.json())["event_id"]
-        self.running = {"session_hash": self.session_hash, "fn_index": dependency["id"], "event_id": event}
         state: list[Any] | None = None
         async with self.http.get(f"{self.url}{API}/queue/data", params={"session_hash": self.session_hash}) as events:
+            self.running = {"session_hash": self.session_hash, "fn_index": dependency["id"], "event_id": event}
             async for line in events.content:
                 if not line.startswith(b"data: "):
                     continue
