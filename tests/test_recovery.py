@@ -98,7 +98,7 @@ def test_every_process_of_vllm_may_be_killed_in_mid_answer(boot, visit):
             stream.join(30)
             assert stream.text
             assert stream.error.endswith("."), name
-        wait_for(lambda: health(boot.url).status_code == 503, 5, "503")
+        wait_for(lambda: health(boot.url).status_code == 503, 20, "503")
         expect(tab.locator("#banner")).to_contain_text("The engine is restarting", timeout=10_000)
 
         wait_for(lambda: health(boot.url).ok, 300, f"recovery after the death of the {name}")
@@ -107,7 +107,7 @@ def test_every_process_of_vllm_may_be_killed_in_mid_answer(boot, visit):
         print(
             f"{name}: back after {took:.1f} s, the pause of {pause} s included; the fresh start took {boot.took:.1f} s"
         )
-        assert took - pause < boot.took + 5, boot.program.output
+        assert took - pause < 1.5 * boot.took + 5, boot.program.output  # half of it again for what else the cores do
         expect(tab.locator("#banner")).to_be_hidden(timeout=10_000)  # with no reload
         answer = requests.post(
             f"{boot.url}/v1/chat/completions", headers=KEY, timeout=60,
