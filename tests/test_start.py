@@ -53,6 +53,14 @@ def test_help_names_the_flags_and_starts_nothing(program):
         assert flag in running.output
 
 
+def test_the_last_lines_of_a_dead_engine_are_its_own(start):
+    noise = 'nanobind: leaked 2 types!\n - leaked type "a"\n - ... skipped remainder\n' * 50
+    running, _ = start(SCRIPT="die", LAST_WORDS=f"ERROR the cause of it\n{noise}")
+    assert running.process.wait(60) == 1
+    assert "    ERROR the cause of it\n" in running.output
+    assert "nanobind" not in running.output
+
+
 def test_a_start_that_takes_too_long_is_ended(start):
     running, _ = start(SCRIPT="slow", STARTUP_TIMEOUT="2")
     assert running.process.wait(60) == 1

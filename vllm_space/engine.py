@@ -178,6 +178,8 @@ PHASES = [
     )
 ]
 PROGRESS_BAR = re.compile(r"\d+%\|")  # tqdm: vLLM's own download and loading progress
+# What a library of vLLM's prints when the process ends, a hundred lines of it, whatever it ended of.
+NOISE = re.compile(r"nanobind: |See https://nanobind|\s*- (?:leaked |\.\.\. skipped)")
 TROUBLE = re.compile(r"\b(?:ERROR|CRITICAL|Traceback)\b|^\w*(?:Error|Exception): ")
 
 
@@ -209,7 +211,8 @@ class Engine:
             line = self.config.mask(line)
             if not line:
                 continue
-            self.lines.append(line)
+            if not NOISE.match(line):
+                self.lines.append(line)
             with contextlib.suppress(OSError):  # the disk may be full; the engine must not wait for a reader
                 self.log.write(line + "\n")
             for pattern, phase in PHASES:
