@@ -116,6 +116,17 @@ def test_on_a_share_of_a_machine_the_cpu_engine_takes_no_more_threads(monkeypatc
     assert "OMP_NUM_THREADS" not in engine.environment(config(), [])
 
 
+def test_the_cpu_engine_leaves_a_core_to_the_page(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5})
+    assert engine.cores(config(), []) == {0, 3}
+    assert engine.cores(config(), [gpu()]) == {0, 3, 5}
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0-5")
+    assert engine.cores(config(), []) == {0, 3, 5}
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7})
+    assert engine.cores(config(), []) == {7}
+
+
 def test_a_local_model_is_served_under_its_own_name_without_the_path(tmp_path):
     model = tmp_path / "my-model"
     model.mkdir()

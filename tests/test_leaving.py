@@ -2,11 +2,9 @@
 
 import asyncio
 import json
-import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import aiohttp
 import pytest
@@ -24,21 +22,7 @@ ENDLESS = {"Temperature": "0", "Frequency penalty": "-2", "Max tokens": "1900"}
 
 
 @pytest.fixture(scope="module")
-def own_core(space):
-    """The engine leaves the last core free, as one on a GPU does: on all, it keeps the page waiting for seconds."""
-    others = sorted(os.sched_getaffinity(0))[:-1]
-    before = {thread.id: os.sched_getaffinity(thread.id) for one in space.program.family() for thread in one.threads()}
-    for thread in before if others else ():
-        with suppress(ProcessLookupError):
-            os.sched_setaffinity(thread, others)
-    yield
-    for thread, cores in before.items():
-        with suppress(ProcessLookupError):
-            os.sched_setaffinity(thread, cores)
-
-
-@pytest.fixture(scope="module")
-def url(space, shared_page, own_core):
+def url(space, shared_page):
     """A page before the real engine that lets one address have all the streams."""
     limits = {"MAX_CONCURRENCY": "256", "MAX_QUEUE": "256"}
     return shared_page(space.engine_url, MODEL_API_KEY=space.engine_key, **limits)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import re
@@ -120,6 +121,18 @@ def environment(config: Settings, gpus: list[hardware.Gpu]) -> dict[str, str]:
     return extra | own | {name: value for name, value in secret.items() if value}
 
 
+def cores(config: Settings, gpus: list[hardware.Gpu]) -> set[int]:
+    """The CPU cores that the engine may use: without a GPU all but one, which is for the page.
+
+    vLLM's processes spin while they wait for each other: on every core, they keep the page and the door waiting for
+    seconds. Where the owner, or `environment` on a share of a machine, sees to its threads, it may use all.
+    """
+    mine = sorted(os.sched_getaffinity(0))
+    bound = "VLLM_CPU_OMP_THREADS_BIND" in environment(config, gpus)
+    on_gpu = gpus and config.engine_device != "cpu"
+    return set(mine if on_gpu or bound or len(mine) == 1 else mine[:-1])
+
+
 def _power_of_two(count: int) -> int:
     """The largest power of two that is at most `count`: attention heads divide by it."""
     return 1 << (count.bit_length() - 1)
@@ -197,7 +210,7 @@ class Engine:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            preexec_fn=_lead_group_and_die_with_parent,
+            preexec_fn=functools.partial(_begin, cores(config, gpus)),
         )
         (config.engine_run_dir / PID_FILE).write_text(str(self.process.pid))
         self.reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
@@ -294,13 +307,14 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _lead_group_and_die_with_parent() -> None:
-    """A group of its own: its workers get the signals that we send, and no Ctrl-C of the terminal.
+def _begin(cores: set[int]) -> None:
+    """What the engine's process does first: lead a group, keep to its cores, and die with its parent.
 
-    But the session of the page: Linux shares the cores out by session, and vLLM's processes, which spin while they wait
-    for each other, would leave the page next to nothing of few cores.
+    In a group of its own, its workers get the signals that we send, and no Ctrl-C of the terminal. It stays in the
+    page's session: Linux shares the cores out by session, and vLLM's spinning processes would starve the page.
     """
     os.setpgrp()
+    os.sched_setaffinity(0, cores)
     die_with_parent()
 
 

@@ -5,9 +5,8 @@
 Boots ./start.sh: with the demo model, or what MODEL_ID and ENGINE_ARGS say. On a GPU without a Hub, a model of random
 weights does: MODEL_ID=<folder with config.json and tokenizer> ENGINE_ARGS="--load-format dummy". So many streams run
 all the time, each the next answer after the last, of lengths that keep them out of step. The sides take turns with
-the same work, so that whatever else the machine does falls on both. The engine has all cores but the last, and the
-page that one, as beside an engine on a GPU; --share lets them share all. Every answer on the page must be the one that
-the engine gives to the same request.
+the same work, so that whatever else the machine does falls on both. Every answer on the page must be the one that the
+engine gives to the same request.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from pathlib import Path
 from statistics import median
 
 import aiohttp
-import psutil
 from browser import Visitor
 from door import ROOT, come_first, running
 from page import config_of, free_port
@@ -126,16 +124,9 @@ async def measure(url: str, engine_url: str, key: str, counts: list[int]) -> lis
     return rows
 
 
-def pin(process: psutil.Process, cores: list[int]) -> None:
-    """Keep a process, with the threads that it has and will have, on these cores."""
-    for thread in process.threads():
-        os.sched_setaffinity(thread.id, cores)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--streams", type=int, nargs="+", default=[8, 32])
-    parser.add_argument("--share", action="store_true", help="let the engine and the page share all cores")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     come_first()
@@ -146,10 +137,6 @@ def main() -> None:
     env |= {"ENGINE_PORT": str(engine_port), "MAX_CONCURRENCY": "1000", "MAX_QUEUE": "1000"}
     with running("bash", str(ROOT / "start.sh"), "--port", str(port), url=url, **env) as space:
         app = next(one for one in space.family() if any("app.py" in part for part in one.cmdline()))
-        *others, last = sorted(os.sched_getaffinity(0))
-        if others and not options.share:
-            for one in space.family():
-                pin(one, [last] if one == app else others)
         rows = asyncio.run(measure(url, engine_url, app.environ()["MODEL_API_KEY"], options.streams))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
