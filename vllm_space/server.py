@@ -62,13 +62,14 @@ def serve(demo: gr.Blocks, config: Settings, models: Catalog, guard: auth.Guard)
             ],
         },
         ssr_mode=False,  # its proxy answers every path it does not know, /v1 among them, with the page
-        max_threads=100,  # for all handlers but the streams, which have their own
+        max_threads=config.max_concurrency + 40,  # handlers at once: one for each stream, and some for everything else
         theme=ui.theme(config.app_theme),
         css=ui.CSS,
         js=ui_browser.ON_LOAD,
         mcp_server=True,  # /chat and /complete as tools
-        # Gradio keeps what it knows of a tab, 0.3 MiB, until so many others came; no handler needs it.
-        state_session_capacity=200,
+        # Gradio keeps what it knows of a tab, 0.3 MiB, until so many others came. No handler needs it, but to make it
+        # anew takes time: all who are answered or wait have theirs.
+        state_session_capacity=config.max_concurrency + config.max_queue,
         max_file_size=conversation.IMAGE_LIMIT,
         footer_links=["api", "settings"],
         run_history=False,

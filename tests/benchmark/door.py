@@ -2,9 +2,9 @@
 
     python tests/benchmark/door.py
 
-Two engines: the real one with the demo model, as ./start.sh boots it, on the same cores as the door; and a scripted one
-of a set rate (engine.py), which leaves the door the time that an engine on a GPU would. So many streams run all the
-time, each the next answer after the last. The two sides take turns, so that whatever else the machine does falls on
+Two engines: the real one with the demo model, as ./start.sh boots it, which leaves one core to the door; and a scripted
+one of a set rate (engine.py), which leaves the door the time that an engine on a GPU would. So many streams run all
+the time, each the next answer after the last. The two sides take turns, so that whatever else the machine does falls on
 both. Printed are medians: the time from sending a request to the first event of its answer; tokens a second over all
 streams; and the ratio of each turn at the door to the turn at the engine beside it. The client reads plain sockets, to
 take little of the machine for itself.

@@ -151,7 +151,7 @@ async def measure(name: str, streams: int, tokens: int, rate: float) -> dict:
 
 VISITORS = 16  # of a soak, at a time
 EVERY = 100  # conversations between two rows of a soak
-WARM = 200  # conversations of a soak after which nothing should grow any more
+WARM = 400  # conversations of a soak after which nothing should grow any more
 
 
 async def soak(conversations: int) -> None:
