@@ -1,6 +1,7 @@
 """Engines that are not ours: replicas behind vllm-router, and the legacy server. All of them real."""
 
 import json
+import os
 import sys
 import threading
 import time
@@ -31,7 +32,10 @@ def start_replica(program: Callable[..., Program]) -> tuple[str, Program]:
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(DEMO_MODEL), "--host", "127.0.0.1",
         "--port", str(port), "--served-model-name", MODEL, "--max-model-len", "-1", "--enforce-eager",
     ]  # fmt: skip
-    return f"http://127.0.0.1:{port}", program(command, VLLM_API_KEY=ENGINE_KEY, VLLM_NO_USAGE_STATS="1")
+    replica = program(command, VLLM_API_KEY=ENGINE_KEY, VLLM_NO_USAGE_STATS="1")
+    *others, last = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(replica.process.pid, others or [last])  # as in a Space of its own: see engine.cores
+    return f"http://127.0.0.1:{port}", replica
 
 
 def start_router(program: Callable[..., Program], replicas: list[str]) -> str:
@@ -39,7 +43,8 @@ def start_router(program: Callable[..., Program], replicas: list[str]) -> str:
     command = [
         sys.executable, "-m", "vllm_router.launch_router", "--worker-urls", *replicas, "--policy", "round_robin",
         "--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(free_port()), "--api-key", ENGINE_KEY,
-        "--worker-startup-check-interval", "1", "--health-check-interval-secs", "2", "--health-check-timeout-secs", "2",
+        "--worker-startup-check-interval", "1", "--health-check-interval-secs", "2",
+        "--health-check-timeout-secs", "10",
     ]  # fmt: skip
     program(command)
     url = f"http://127.0.0.1:{port}"
@@ -91,8 +96,7 @@ def test_one_of_two_replicas_behind_the_router_may_die(program, page):
     # The router counts a replica as gone that was once slow to answer.
     wait_for(lambda: requests.get(f"{router}/health", timeout=5).ok, 60, "both replicas behind the router")
     streams = [Stream(url) for _ in range(STREAMS)]
-    wait_for(lambda: all(one.events or one.failure for one in streams), 60, "all streams")
-    assert at_work(first) > 0  # the machine is not so fast that there is nothing to cut off
+    wait_for(lambda: at_work(first) > 1, 60, "the doomed replica's streams")
     for process in doomed.family():
         process.kill()
 
