@@ -109,10 +109,10 @@ def test_bare_think_tags_fold_into_a_thought_that_tells_how_long(page, visit):
         tab = visit(page(engine.url))
         ask(tab, "The answer?")
         expect(tab.get_by_role("button", name="Thinking")).to_be_visible()
-        expect(tab.get_by_text("Let me think.")).to_be_visible()
+        expect(tab.locator("#chatbot").get_by_text("Let me think.")).to_be_visible()
         expect(tab.locator("#chatbot")).to_contain_text("Forty-two.")
         expect(tab.get_by_role("button", name=re.compile(r"Thought.*\(\d"))).to_be_visible()
-        expect(tab.get_by_text("Let me think.")).not_to_be_visible()
+        expect(tab.locator("#chatbot").get_by_text("Let me think.")).not_to_be_visible()
         assert "think>" not in tab.locator("#chatbot").inner_text()
 
 
