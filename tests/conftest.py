@@ -239,7 +239,9 @@ def visit(chromium):
 
 
 def ask(page: Page, text: str) -> None:
+    """Send a message in the chat, once the answer before it is over: its numbers stand there some ms earlier."""
     page.get_by_placeholder("Type a message").fill(text)
+    expect(page.locator("#message .stop-button")).to_have_count(0)
     page.keyboard.press("Enter")
 
 
