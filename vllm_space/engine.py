@@ -343,13 +343,14 @@ def supervise(config: Settings) -> None:
     model = model_id(config, gpus)
     for warning in model_check.check(config, model, gpus if config.engine_device == "auto" else []):
         say(f"WARNING: {warning}")
-    weights.fetch_in_background(config, model, say)
     deaths = 0  # in a row
     while True:
         _write_status(config.engine_run_dir, status)
         preflight.require_free_port(HOST, config.engine_port, "ENGINE_PORT")
         engine = Engine(config, gpus)
         try:
+            if not deaths:  # the first start. Only now, since a process cannot safely be forked while a thread imports
+                weights.fetch_in_background(config, model, say)
             began = time.monotonic()
             reason = _wait_until_ready(engine, status)
             if reason and status.state == "starting":
