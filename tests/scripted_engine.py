@@ -36,8 +36,7 @@ class ScriptedEngine:
 
     @contextmanager
     def running(self, port: int = 0) -> Iterator[ScriptedEngine]:
-        server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
-        server.daemon_threads = True
+        server = _Server(("127.0.0.1", port), _handler(self))
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         self.url = f"http://127.0.0.1:{server.server_port}"
         try:
@@ -45,6 +44,11 @@ class ScriptedEngine:
         finally:
             server.shutdown()
             server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256  # connections that may wait to be accepted; usually five, too few for 64 visitors
 
 
 def _handler(engine: ScriptedEngine) -> type[BaseHTTPRequestHandler]:

@@ -102,7 +102,7 @@ def test_before_the_first_token(page, leave, streams):
         at_work.append(path)
         try:
             while True:
-                time.sleep(0.02)
+                time.sleep(0.2)
                 yield b": still reading\n\n"
         finally:  # the connection is gone
             at_work.pop()

@@ -23,13 +23,17 @@ def test_updates_are_coalesced_and_nothing_is_lost():
 
 
 def test_the_first_token_is_not_held_back():
-    with ScriptedEngine(lambda path, body: chat_stream("first", *[" x"] * 3, every=0.4)).running() as engine:
+    def took() -> float:
         answers = Streams().follow(stream(engine))
         began = time.monotonic()
         while not next(answers).text:
             pass
-        assert time.monotonic() - began < 0.4 + 0.3  # the engine's own 0.4 s, not a heartbeat more
         answers.close()
+        return time.monotonic() - began
+
+    with ScriptedEngine(lambda path, body: chat_stream("first", *[" x"] * 3, every=0.4)).running() as engine:
+        # The engine's own 0.4 s, not a heartbeat more; a busy machine may take its time once, not each time.
+        assert min(took() for _ in range(3)) < 0.4 + 0.3
 
 
 def test_the_more_streams_the_rarer_the_updates_of_each():
