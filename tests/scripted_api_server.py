@@ -10,9 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from http.server import ThreadingHTTPServer
 
-from scripted_engine import ScriptedEngine, _handler, chat_stream
+from scripted_engine import ScriptedEngine, chat_stream
 
 
 def main() -> None:
@@ -32,7 +31,8 @@ def main() -> None:
     if script == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     subprocess.Popen(["sleep", "600"])  # a worker, which must not outlive the engine
-    ThreadingHTTPServer(("127.0.0.1", port), _handler(ScriptedEngine(lambda *_: chat_stream("Hello")))).serve_forever()
+    with ScriptedEngine(lambda *_: chat_stream("Hello")).running(port):
+        signal.pause()
 
 
 main()

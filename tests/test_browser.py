@@ -72,7 +72,7 @@ def test_stop_keeps_what_had_arrived_and_frees_the_engine(page, visit):
         ask(tab, "Count")
         expect(tab.locator(ANSWER).last).to_contain_text("word word word")
         tab.locator("#message .stop-button").click()
-        assert engine.left.wait(5)
+        assert engine.left.wait(1)
         assert "word" in tab.locator(ANSWER).last.inner_text()
         ask(tab, "Again")  # and the page is ready for the next
         expect(tab.locator("[data-testid=user]")).to_have_count(2)

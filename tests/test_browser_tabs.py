@@ -296,7 +296,7 @@ def test_escape_stops_and_shift_enter_breaks_the_line(page, visit):
         box.press("Enter")
         expect(tab.locator(ANSWER)).to_contain_text("word word")
         tab.keyboard.press("Escape")
-        assert engine.left.wait(5)
+        assert engine.left.wait(2)
     assert engine.requests[0][2]["messages"][0]["content"] == "One\nTwo"
 
 

@@ -103,7 +103,7 @@ def test_closing_the_stream_closes_the_connection():
         with closing(client.chat(client.models(client.server(engine.url))[0], MESSAGES, {})) as pieces:
             next(pieces)
             next(pieces)
-        assert engine.left.wait(5)
+        assert engine.left.wait(1)
 
 
 def test_a_catalog_leaves_out_a_server_that_is_down_and_says_so():
