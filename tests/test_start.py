@@ -121,9 +121,9 @@ def test_a_signal_leaves_no_process_and_no_port_within_10_s(start, phase, number
         requests.get(url, timeout=2)
 
 
-def test_kill_9_of_any_part_leaves_nothing_of_the_rest(start):
+def test_kill_9_of_any_part_leaves_nothing_of_the_rest(start, tmp_path):
     for part in ("start.sh", "vllm_space.engine", "app.py"):
-        running, url = start()
+        running, url = start(TMPDIR=str(tmp_path))  # a killed start.sh cannot remove its folder
         running.wait_until_up(url, 60)
         family = running.family()
         next(one for one in family if any(part in word for word in one.cmdline())).kill()
