@@ -67,7 +67,7 @@ def test_a_chat_of_turns_with_edit_retry_and_undo(page, visit):
 
 
 def test_stop_keeps_what_had_arrived_and_frees_the_engine(page, visit):
-    with ScriptedEngine(lambda path, body: chat_stream(*["word "] * 500, every=0.02)).running() as engine:
+    with ScriptedEngine(lambda path, body: chat_stream(*["word "] * 5000, every=0.02)).running() as engine:
         tab = visit(page(engine.url))
         ask(tab, "Count")
         expect(tab.locator(ANSWER).last).to_contain_text("word word word")
@@ -79,7 +79,7 @@ def test_stop_keeps_what_had_arrived_and_frees_the_engine(page, visit):
 
 
 def test_enter_during_an_answer_leaves_what_was_typed(page, visit):
-    with ScriptedEngine(lambda path, body: chat_stream(*["word "] * 500, every=0.02)).running() as engine:
+    with ScriptedEngine(lambda path, body: chat_stream(*["word "] * 5000, every=0.02)).running() as engine:
         tab = visit(page(engine.url))
         ask(tab, "Count")
         expect(tab.locator(ANSWER).last).to_contain_text("word word")
@@ -95,7 +95,7 @@ def test_enter_during_an_answer_leaves_what_was_typed(page, visit):
 
 
 def test_a_page_that_is_full_says_so_at_once_and_gives_the_message_back(page, visit):
-    with ScriptedEngine(lambda path, body: chat_stream(*["word "] * 500, every=0.05)).running() as engine:
+    with ScriptedEngine(lambda path, body: chat_stream(*["word "] * 5000, every=0.05)).running() as engine:
         url = page(engine.url, MAX_CONCURRENCY="1", MAX_QUEUE="1")
         running, waiting, refused = (visit(url) for _ in range(3))
         ask(running, "First")
@@ -147,6 +147,26 @@ def test_the_sampling_controls_are_sent_and_empty_ones_are_not(page, visit):
         name: value for name, value in body.items() if name not in ("model", "messages", "stream", "stream_options")
     }
     assert sampling == {"max_tokens": 77, "temperature": 0.7, "top_p": 0.9, "seed": 5, "stop": ["END", "FIN"]}
+
+
+def test_what_is_typed_as_soon_as_a_part_of_the_page_opens_stays(page, visit):
+    slow_frames = """() => {
+        const frame = requestAnimationFrame;
+        window.requestAnimationFrame = (callback) => setTimeout(() => frame(callback), 200);
+    }"""
+    two_frames = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    tab = visit(page("http://127.0.0.1:9"))
+    tab.evaluate(slow_frames)
+    for role, name, field in (
+        ("button", "More", tab.get_by_label("Seed")),
+        ("tab", "Completion", tab.locator("#text textarea")),
+        ("tab", "Compare", tab.get_by_placeholder("One prompt")),
+        ("button", "Settings of this column", tab.get_by_role("tabpanel").get_by_label("System prompt").first),
+    ):
+        tab.get_by_role(role, name=name).first.click()
+        field.fill("5")
+        tab.evaluate(two_frames)
+        expect(field).to_have_value("5")
 
 
 def test_completion_continues_in_place_and_can_be_undone(page, visit):

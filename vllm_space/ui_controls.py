@@ -100,10 +100,11 @@ class Controls:
 
     def control(self, name: str) -> gr.Textbox:
         # Text, not gr.Number: a number cannot be empty there, and empty is what leaves a parameter to the model.
+        # None, not "": Gradio sets a value once more, a frame after its accordion was opened, over what was typed.
         label, info = CONTROLS[name]
         value = sampling.defaults(self.config)[name]
         return gr.Textbox(
-            "" if value is None else str(value),
+            None if value is None else str(value),
             label=label,
             info=info,
             lines=2 if name == "stop" else 1,
