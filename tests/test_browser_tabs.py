@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import threading
 
 import pytest
 from playwright.sync_api import expect
@@ -103,13 +104,20 @@ def test_export_then_import_gives_the_same_conversation(page, visit, tmp_path):
 
 
 def test_bare_think_tags_fold_into_a_thought_that_tells_how_long(page, visit):
-    text = "<think>\nLet me think.\n</think>\n\nForty-two."
+    seen = threading.Event()
 
-    with ScriptedEngine(lambda path, body: chat_stream(*text, every=0.02)).running() as engine:
+    def script(path, body):
+        for token in "<think>\nLet me think.\n":
+            yield event(choices=[{"delta": {"content": token}, "finish_reason": None}])
+        seen.wait(30)
+        yield from chat_stream(*"</think>\n\nForty-two.")
+
+    with ScriptedEngine(script).running() as engine:
         tab = visit(page(engine.url))
         ask(tab, "The answer?")
         expect(tab.get_by_role("button", name="Thinking")).to_be_visible()
         expect(tab.locator("#chatbot").get_by_text("Let me think.")).to_be_visible()
+        seen.set()
         expect(tab.locator("#chatbot")).to_contain_text("Forty-two.")
         expect(tab.get_by_role("button", name=re.compile(r"Thought.*\(\d"))).to_be_visible()
         expect(tab.locator("#chatbot").get_by_text("Let me think.")).not_to_be_visible()
@@ -146,10 +154,19 @@ def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers_before_it_is_sen
 
 
 def test_compare_streams_two_servers_at_once_each_with_its_own_end(page, visit):
+    seen = threading.Event()
+
+    def script(path, body):
+        word = {"one": "a ", "three": "c "}[body["model"]]
+        for _ in range(2):
+            yield event(choices=[{"delta": {"content": word}, "finish_reason": None}])
+        seen.wait(30)
+        yield from chat_stream(*[word] * 40)
+
     with (
-        ScriptedEngine(lambda path, body: chat_stream(*["a "] * 40, every=0.05), ["one"]).running() as first,
+        ScriptedEngine(script, ["one"]).running() as first,
         ScriptedEngine(lambda path, body: (500, {"detail": "broken"}), ["two"]).running() as second,
-        ScriptedEngine(lambda path, body: chat_stream(*["c "] * 40, every=0.05), ["three"]).running() as third,
+        ScriptedEngine(script, ["three"]).running() as third,
     ):
         servers = {"A": first.url, "B": third.url, "C": second.url}
         tab = visit(page(None, MODELS=json.dumps(servers)))
@@ -162,8 +179,23 @@ def test_compare_streams_two_servers_at_once_each_with_its_own_end(page, visit):
         expect(answers.nth(1)).to_contain_text("c c")
         expect(answers.nth(0).locator("small")).to_have_count(0)  # both still run
         expect(answers.nth(2)).to_contain_text("HTTP 500")
+        seen.set()
         for number in (0, 1):
             expect(answers.nth(number).locator("small")).to_contain_text("40 tokens")
+
+
+def test_compare_asks_each_model_before_the_page_has_heard_of_them(page, visit):
+    with ScriptedEngine(lambda path, body: chat_stream(body["model"]), ["one", "two"]).running() as engine:
+        url = page(engine.url)
+        tab = visit(url)
+        tab.route("**/run/predict*", lambda route: None)  # a slow network: the page's first question stays on its way
+        tab.reload()
+        open_tab(tab, "Compare")
+        tab.get_by_placeholder("One prompt").fill("Go")
+        tab.keyboard.press("Enter")
+        expect(tab.get_by_label("Model 1")).to_have_value("")
+        for number, name in enumerate(("one", "two")):
+            expect(tab.locator(".compared").nth(number)).to_contain_text(name)
 
 
 def test_no_upload_of_pictures_where_the_model_takes_none_and_they_are_sent_where_it_does(page, visit, tmp_path):
@@ -287,7 +319,7 @@ def test_the_api_tab_says_whether_v1_is_open(page, visit, keys, says):
 
 
 def test_escape_stops_and_shift_enter_breaks_the_line(page, visit):
-    with ScriptedEngine(lambda path, body: chat_stream(*["word "] * 500, every=0.02)).running() as engine:
+    with ScriptedEngine(lambda path, body: chat_stream(*["word "] * 5000, every=0.02)).running() as engine:
         tab = visit(page(engine.url))
         box = tab.get_by_placeholder("Type a message")
         box.fill("One")
@@ -304,6 +336,7 @@ def test_escape_stops_and_shift_enter_breaks_the_line(page, visit):
 def test_every_tab_fits_a_phone_and_every_control_has_a_name(page, visit, name):
     with ScriptedEngine().running() as engine:
         tab = visit(page(engine.url), width=390)
+        expect(tab.locator(".overflow-menu > button")).to_be_visible()  # it is known which tabs fit
         if not tab.get_by_role("tab", name=name, exact=True).is_visible():
             tab.locator(".overflow-menu > button").click()
             tab.locator(".overflow-dropdown").get_by_text(name, exact=True).click()

@@ -33,7 +33,9 @@ class CompareTab:
                     model = gr.Dropdown(label=f"Model {number}", choices=[], interactive=True)
                     with gr.Accordion("Settings of this column", open=False):
                         temperature = self.controls.control("temperature")
-                        system_prompt = gr.Textbox(self.controls.config.system_prompt, label="System prompt", lines=2)
+                        system_prompt = gr.Textbox(
+                            self.controls.config.system_prompt or None, label="System prompt", lines=2
+                        )
                     answer = gr.Chatbot(
                         label=f"Answer {number}", elem_classes="compared", show_label=False, buttons=["copy"],
                         placeholder="The answer appears here.", height=380,
@@ -76,9 +78,11 @@ class CompareTab:
         history = [conversation.message("user", prompt)]
         answers: dict[int, Answer] = {}  # of the columns that cannot even begin
         streams: dict[int, Stream] = {}
+        offered = self.each([model.label for model in self.controls.catalog.models()])
         for number in range(shown):
             model, temperature, system_prompt = values[3 * number : 3 * number + 3]
-            messages = conversation.to_messages(history, system_prompt)
+            model = model or offered[number]  # asked before the page has heard which models there are
+            messages = conversation.to_messages(history, system_prompt or "")
             try:
                 streams[number] = self.controls.stream(messages, model, values[3 * COLUMNS :], temperature=temperature)
             except errors.SpaceError as error:
@@ -97,9 +101,10 @@ class CompareTab:
         shown = min(shown + 1, COLUMNS)
         return shown, *(gr.Column(visible=n < shown) for n in range(COLUMNS)), gr.Button(interactive=shown < COLUMNS)
 
+    def each(self, labels: list[str]) -> list[str | None]:
+        """A model for each column, another one where there are as many."""
+        return [labels[min(n, len(labels) - 1)] if labels else None for n in range(COLUMNS)]
+
     def offered(self, labels: list[str]) -> list[gr.Dropdown]:
-        """The pickers, each on another model where there are as many."""
-        return [
-            gr.Dropdown(choices=labels, value=labels[min(n, len(labels) - 1)] if labels else None)
-            for n in range(COLUMNS)
-        ]
+        """The pickers."""
+        return [gr.Dropdown(choices=labels, value=label) for label in self.each(labels)]
