@@ -332,6 +332,23 @@ def test_escape_stops_and_shift_enter_breaks_the_line(page, visit):
     assert engine.requests[0][2]["messages"][0]["content"] == "One\nTwo"
 
 
+def test_the_status_looks_only_while_it_is_seen_and_has_no_sampling_controls_beside_it(page, visit):
+    with ScriptedEngine().running() as engine:
+        tab = visit(page(engine.url))
+        expect(tab.locator("#about")).to_contain_text("scripted")
+        asked = []
+        tab.on("request", lambda request: asked.append(request.url))
+        open_tab(tab, "Status")
+        wait_for(lambda: tab.wait_for_timeout(100) or len(asked) > 2, 15, "the second look")
+        expect(tab.get_by_label("Top-p")).not_to_be_visible()
+        open_tab(tab, "Completion")
+        expect(tab.get_by_label("Top-p")).to_be_visible()
+        tab.wait_for_timeout(1000)  # for a look that is on its way
+        asked.clear()
+        tab.wait_for_timeout(2500)
+        assert asked == []
+
+
 @pytest.mark.parametrize("name", ["Chat", "Completion", "Compare", "Status", "API"])
 def test_every_tab_fits_a_phone_and_every_control_has_a_name(page, visit, name):
     with ScriptedEngine().running() as engine:

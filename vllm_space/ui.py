@@ -124,8 +124,8 @@ def build(config: Settings, catalog: Catalog, guard: auth.Guard) -> gr.Blocks:
         page.api.endpoints()
         page.wire(demo)
         for tab in (chat, completion, compare, status, api):
-            useful = tab not in (status, api)
-            tab.select(lambda useful=useful: gr.Column(visible=useful), None, controls, **AT_ONCE)
+            js = ui_browser.HIDE if tab in (status, api) else ui_browser.SHOW
+            tab.select(None, None, controls, js=js, **AT_ONCE)
     return demo
 
 

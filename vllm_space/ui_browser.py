@@ -18,6 +18,11 @@ ON_LOAD = """
 }
 """
 
+SHOW = "() => ({__type__: 'update', visible: true})"
+HIDE = "() => ({__type__: 'update', visible: false})"
+START = "() => ({__type__: 'update', active: true})"
+REST = "() => ({__type__: 'update', active: false})"
+
 CLICK_DOWNLOAD = "() => document.querySelector('#download').click()"
 
 # -- the message box of the chat -----------------------------------------------------------------------------------

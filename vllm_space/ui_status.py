@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 import gradio as gr
 import pandas as pd
 
-from vllm_space import auth, engine, engine_log, errors, hardware
+from vllm_space import auth, engine, engine_log, errors, hardware, ui_browser
 from vllm_space.client import Model
 from vllm_space.metrics import Point, Recorder
 from vllm_space.ui_controls import AT_ONCE, Controls
@@ -51,10 +51,11 @@ class StatusTab:
 
     def wire(self, tab: gr.Tab, others: list[gr.Tab]) -> None:
         shown = [self.facts, *self.plots, self.log_part, self.log]
-        tab.select(lambda: gr.Timer(active=True), None, self.timer, **AT_ONCE)
+        tab.select(None, None, self.timer, js=ui_browser.START, **AT_ONCE)
         for event in (tab.select, self.timer.tick):
             event(self.look, self.controls.model, shown, **AT_ONCE, preprocess=False)
-        gr.on([other.select for other in others], lambda: gr.Timer(active=False), None, self.timer, **AT_ONCE)
+        for other in others:
+            other.select(None, None, self.timer, js=ui_browser.REST, **AT_ONCE)
 
     def look(self, label: str | None, request: gr.Request) -> tuple:
         """Everything on the tab, as it is now."""
