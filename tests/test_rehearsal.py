@@ -192,6 +192,11 @@ def frame(chromium):
         context = chromium.new_context(ignore_https_errors=True, viewport={"width": 1280, "height": 900})
         contexts.append(context)
         page = context.new_page()
+        # Shown where a test fails.
+        page.on("response", lambda answer: print(answer.status, answer.url) if answer.status >= 400 else None)
+        page.on("requestfailed", lambda request: print(request.failure, request.url))
+        page.on("pageerror", print)
+        page.on("crash", lambda page: print("the page crashed"))
         page.goto(space.site.hub_page)
         return page, page.frame_locator("iframe")
 
