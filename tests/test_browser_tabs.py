@@ -371,6 +371,23 @@ def test_every_tab_fits_a_phone_and_every_control_has_a_name(page, visit, name):
         assert nameless == []
 
 
+def test_it_works_where_the_browser_lets_it_keep_nothing(page, chromium):
+    denied = """Object.defineProperty(window, "localStorage", {
+        configurable: true, get() { throw new DOMException("Access is denied.", "SecurityError"); }
+    })"""
+    with ScriptedEngine(lambda path, body: chat_stream("kept")).running() as engine:
+        tab = chromium.new_page()
+        failures = []
+        tab.on("pageerror", lambda error: failures.append(error))
+        tab.add_init_script(denied)
+        tab.goto(page(engine.url))
+        ask(tab, "Hi")
+        expect(tab.locator(ANSWER)).to_have_text("kept")
+        expect(tab.get_by_role("radio", name="Hi")).to_be_visible()  # for as long as the page is open
+        assert failures == []
+        tab.close()
+
+
 def test_it_works_in_a_frame_of_another_page(page, chromium):
     with ScriptedEngine(lambda path, body: chat_stream("framed")).running() as engine:
         url = page(engine.url)

@@ -65,6 +65,7 @@ def serve(demo: gr.Blocks, config: Settings, models: Catalog, guard: auth.Guard)
         max_threads=config.max_concurrency + 40,  # handlers at once: one for each stream, and some for everything else
         theme=ui.theme(config.app_theme),
         css=ui.CSS,
+        head=ui_browser.HEAD,
         js=ui_browser.ON_LOAD,
         mcp_server=True,  # /chat and /complete as tools
         # Gradio keeps what it knows of a tab, 0.3 MiB, until so many others came. No handler needs it, but to make it

@@ -7,6 +7,25 @@ A component that the server updates, even by gr.skip(), it builds anew for that 
 which at 64 streams was most of what the page cost.
 """
 
+# A browser may let a frame keep nothing, and the Hub shows a Space in one. To touch localStorage throws there, in the
+# middle of Gradio's work: the page came to nothing where that fell together with other parts of it. This one takes its
+# place, for as long as the page is open.
+HEAD = """
+<script>
+try {
+  window.localStorage;
+} catch {
+  const kept = new Map();
+  Object.defineProperty(window, "localStorage", {value: {
+    getItem: (key) => kept.get(key) ?? null,
+    setItem: (key, value) => kept.set(key, String(value)),
+    removeItem: (key) => kept.delete(key),
+    clear: () => kept.clear(),
+  }});
+}
+</script>
+"""
+
 # Esc presses the Stop button that is in sight; on a phone the sidebar begins closed.
 ON_LOAD = """
 () => {
