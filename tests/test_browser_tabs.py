@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import threading
+import time
 
 import pytest
 from playwright.sync_api import expect
@@ -110,6 +111,7 @@ def test_bare_think_tags_fold_into_a_thought_that_tells_how_long(page, visit):
         for token in "<think>\nLet me think.\n":
             yield event(choices=[{"delta": {"content": token}, "finish_reason": None}])
         seen.wait(30)
+        time.sleep(0.2)  # a thought of no time is shown without one
         yield from chat_stream(*"</think>\n\nForty-two.")
 
     with ScriptedEngine(script).running() as engine:
