@@ -48,23 +48,24 @@ setting() { # the value of a variable, from the environment or from .env
 engine_elsewhere() { # is a running server to be used, so that no vLLM is needed here?
   [ -n "$(setting MODEL_URL)$(setting MODELS)" ] || [[ " $* " == *" --model-url"* ]]
 }
-gpu_here() {
-  [ "$(setting ENGINE_DEVICE)" != cpu ] && command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1
+engine_on_gpu() {
+  local device
+  device=$(setting ENGINE_DEVICE)
+  "${PYTHON:-python3}" "$ROOT/vllm_space/hardware.py" "${device:-auto}"
 }
 began "finding a Python environment"
-page_modules="gradio pydantic_settings requests huggingface_hub aiohttp limits"
 if engine_elsewhere "$@"; then
   grep -v '^vllm' "$ROOT/requirements.txt" >"$RUN_DIR/requirements-page.txt"
-  choose_environment page "$page_modules" "$RUN_DIR/requirements-page.txt"
-elif gpu_here; then
-  choose_environment gpu "vllm $page_modules" "$ROOT/requirements.txt"
+  choose_environment page "$RUN_DIR/requirements-page.txt"
+elif engine_on_gpu; then
+  choose_environment gpu "$ROOT/requirements.txt"
 else
-  choose_environment cpu "vllm $page_modules" "$ROOT/requirements-cpu.txt"
+  choose_environment cpu "$ROOT/requirements-cpu.txt"
 fi
 
 # -- 4. Are the settings right, and can this machine do it? ------------------------------------------------------
 began "checking the settings"
-"$PYTHON" -m vllm_space.preflight "$RUN_DIR/plan" "$@"
+"$PYTHON" -m vllm_space.engine.preflight "$RUN_DIR" "$@"
 [ -s "$RUN_DIR/plan" ] || exit 0 # --help
 read -r plan engine_url <"$RUN_DIR/plan"
 began "installing packages"

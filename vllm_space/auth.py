@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import html
 import ipaddress
 import json
 import logging
 import math
 import time
 from collections import OrderedDict
-from string import Template
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from itsdangerous import BadSignature, URLSafeTimedSerializer
+from jinja2 import Template
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -33,6 +34,7 @@ COOKIE = "vllm_space_login"
 STAYS_SIGNED_IN = 30 * 24 * 3600  # seconds
 FREE_FAILURES = 5  # wrong passwords of one address before it has to wait
 LONGEST_WAIT = 300  # seconds
+LOGIN_PAGE = Template(Path(__file__).with_name("login.html").read_text(encoding="utf-8"), autoescape=True)
 REMEMBERED = 10_000  # addresses; the oldest is forgotten, so that a flood cannot fill the memory
 
 # Paths that need no login. Gradio calls the last one on itself when it starts.
@@ -75,12 +77,12 @@ class Guard:
         allowed = {name.lower() for name in self.config.oauth_allowed}
         return profile.get("preferred_username") if "*" in allowed or groups & allowed else None
 
-    def _profile(self, request: Request) -> dict:
+    def _profile(self, request: Request) -> dict[str, Any]:
         """What Hugging Face says of the visitor, allowed in or not; empty where nobody is signed in."""
         if not self.config.oauth_allowed or "session" not in request.scope:
             return {}
         known = request.session.get("oauth_info") or {}
-        return (known.get("userinfo") or {}) if known.get("expires_at", math.inf) > time.time() else {}
+        return dict(known.get("userinfo") or {}) if known.get("expires_at", math.inf) > time.time() else {}
 
     def is_owner(self, request: Request) -> bool:
         """Whether a visitor may see what is the owner's: who knows a password, or the Space's owner signed in."""
@@ -138,8 +140,7 @@ class Guard:
         """Whether that is one of the logins, in a time that tells nothing of either."""
         found = False
         for known_name, known_password in self.logins.items():
-            same_name = hmac.compare_digest(_digest(known_name), _digest(name))
-            same_password = hmac.compare_digest(_digest(known_password), _digest(password))
+            same_name, same_password = same_secret(known_name, name), same_secret(known_password, password)
             found |= same_name and same_password
         return found
 
@@ -154,22 +155,16 @@ class Guard:
 
     def page(self, message: str = "", status: int = 200, signed_in: bool = False, root: str = "./") -> HTMLResponse:
         """The login page, which needs no other file. `root` leads from the address it is shown at to the page's."""
-        form = LOGIN_FORM if self.logins else ""
-        hugging_face = (SIGN_OUT if signed_in else HUGGING_FACE_BUTTON) if self.config.oauth_allowed else ""
-        direct = ""
-        if self.space and self.space.host:
-            address = f"https://{self.space.host.split(',')[0]}"
-            direct = f'<p>Nothing happens? Your browser may block cookies in frames: <a href="{html.escape(address)}" '
-            direct += f'target="_blank" rel="noopener">open {html.escape(address)}</a>.</p>'
-        return HTMLResponse(
-            LOGIN_PAGE.substitute(
-                root=root,
-                title=html.escape(self.config.app_title),
-                message=f'<p role="alert">{html.escape(message)}</p>' if message else "",
-                form=form, hugging_face=hugging_face, direct=direct,
-            ),
-            status,
-        )  # fmt: skip
+        html = LOGIN_PAGE.render(
+            root=root,
+            title=self.config.app_title,
+            message=message,
+            passwords=bool(self.logins),
+            hugging_face=bool(self.config.oauth_allowed),
+            signed_in=signed_in,
+            direct=self.space.url if self.space else "",
+        )
+        return HTMLResponse(html, status)
 
 
 def client_address(request: Request, space: Space | None) -> str:
@@ -189,8 +184,10 @@ def client_address(request: Request, space: Space | None) -> str:
     return direct
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "replace")).digest()
+def same_secret(known: str, given: str) -> bool:
+    """Whether two secrets are equal, in a time that tells nothing of either."""
+    known_digest, given_digest = (hashlib.sha256(each.encode("utf-8", "replace")).digest() for each in (known, given))
+    return hmac.compare_digest(known_digest, given_digest)
 
 
 class GuardMiddleware:
@@ -228,33 +225,3 @@ class GuardMiddleware:
                 log.exception("sign-in with Hugging Face failed")
                 response.status_code = 502
         return await response(scope, receive, send)
-
-
-LOGIN_FORM = """
-<form method="post" action="login">
-<label>User name <input name="username" autocomplete="username" required autofocus></label>
-<label>Password <input name="password" type="password" autocomplete="current-password" required></label>
-<button>Sign in</button>
-</form>"""
-
-HUGGING_FACE_BUTTON = '<a class="button" href="login/huggingface">Sign in with Hugging Face</a>'
-
-SIGN_OUT = '<a class="button" href="logout">Sign out</a>'
-
-LOGIN_PAGE = Template("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><base href="$root">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title><style>
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; display: grid; place-items: center; min-height: 100dvh; margin: 0; }
-main { width: min(20rem, 100vw - 2rem); }
-h1 { font-size: 1.5rem; margin: 0 0 1rem; }
-label { display: block; margin: 0 0 1rem; }
-input, button, .button { box-sizing: border-box; width: 100%; font: inherit; padding: .6rem; border-radius: .5rem; }
-input { border: 1px solid #8888; margin-top: .25rem; }
-button, .button { border: 0; background: #c2410c; color: #fff; cursor: pointer; display: block; text-align: center;
-  text-decoration: none; margin-bottom: 1rem; font-weight: 600; }
-[role=alert] { color: #dc2626; }
-p { font-size: .875rem; }
-</style></head><body><main><h1>$title</h1>$message$form$hugging_face$direct</main></body></html>
-""")

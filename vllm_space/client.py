@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,11 +17,12 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
-from vllm_space import errors
+from vllm_space import errors, hardware
 
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5  # seconds
+HEALTH_TIMEOUT = 3  # seconds
 READ_SIZE = 65536  # bytes; an upper bound: what has arrived is handed on at once
 
 # A white square of 64 pixels, to ask with.
@@ -44,7 +42,12 @@ class Server:
     url: str
     label: str = ""
     api_key: str | None = field(default=None, repr=False)
-    timeout: float = 300  # seconds to wait for the next piece of an answer
+    timeout: float = 300  # seconds to wait for the next chunk of an answer
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs on this machine."""
+        return hardware.is_loopback(urlsplit(self.url).hostname)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -68,7 +71,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """What arrived together: new text, new thinking, and at the end the reason it ended and the token counts."""
 
     text: str = ""
@@ -105,27 +108,38 @@ def models(server: Server) -> list[Model]:
             )
             for model in answer.json()["data"]
         ]
-        if any(model.is_vllm for model in found) and not _serves(session, server):
+        # For seconds after the death of vLLM's engine, its API server still answers this.
+        if any(model.is_vllm for model in found) and not _is_up(session, server):
             raise errors.unreachable(server.label)
         return found
 
 
-def _serves(session: requests.Session, server: Server) -> bool:
-    """Whether the engine behind a vLLM API server lives: for seconds after its death /v1/models still answers.
+def is_up(server: Server) -> bool:
+    """Whether a server can answer requests now."""
+    try:
+        with _session(server) as session:
+            return _is_up(session, server)
+    except errors.ModelError:
+        return False
 
-    vllm-router's /health is 503 while any replica is down; its /readiness tells whether one is up.
+
+def _is_up(session: requests.Session, server: Server) -> bool:
+    """Ask /health, and /readiness if that is 503: vllm-router's /health is 503 while any of its replicas is down.
+
+    A server that is not vLLM may have neither, and still answer.
     """
 
     def status(path: str) -> int:
-        return session.get(f"{server.url}/{path}", timeout=(CONNECT_TIMEOUT, 5)).status_code
+        return session.get(f"{server.url}/{path}", timeout=HEALTH_TIMEOUT).status_code
 
-    return status("health") != 503 or status("readiness") == 200
+    health = status("health")
+    return status("readiness") == 200 if health == 503 else health < 500
 
 
 class Stream:
-    """An answer on its way: an iterator of Pieces, which raises ModelError.
+    """An answer on its way: an iterator of Chunks, which raises ModelError.
 
-    Nothing is sent before the first piece is asked for. `close` may be called from any thread: it ends a read that
+    Nothing is sent before the first chunk is asked for. `close` may be called from any thread: it ends a read that
     waits, and with the connection the engine stops generating.
     """
 
@@ -135,13 +149,13 @@ class Stream:
         self.body = body
         self._answer: requests.Response | None = None
         self._closed = False
-        self._pieces = (_generate if model.protocol == "generate" else _openai)(self)
+        self._chunks = (_generate if model.protocol == "generate" else _openai)(self)
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[Chunk]:
         return self
 
-    def __next__(self) -> Piece:
-        return next(self._pieces)
+    def __next__(self) -> Chunk:
+        return next(self._chunks)
 
     def close(self) -> None:
         self._closed = True
@@ -149,7 +163,7 @@ class Stream:
             with suppress(OSError, ValueError, RuntimeError):  # it has ended, or ends just now
                 self._answer.raw.shutdown()  # wakes a thread that waits in a read; its generator closes the connection
         with suppress(ValueError):  # that thread is inside the generator
-            self._pieces.close()
+            self._chunks.close()
 
     def lines(self, separators: bytes) -> Iterator[bytes]:
         """POST the request and yield the answer's lines as they arrive, without the blank ones."""
@@ -219,9 +233,12 @@ def text_of(message: Message) -> str:
     return "\n".join(part["text"] for part in content if part["type"] == "text")
 
 
-def count_tokens(model: Model, messages: list[Message]) -> int | None:
-    """Tokens of a conversation as the model gets it; None where the server cannot count. Raises ModelError."""
-    body = {"model": model.name, "messages": messages, **_prompt_end(messages)}
+def count_tokens(model: Model, prompt: str | list[Message]) -> int | None:
+    """Tokens of a text or a conversation as the model gets it; None if the server cannot count. Raises ModelError."""
+    if isinstance(prompt, str):
+        body: dict[str, Any] = {"model": model.name, "prompt": prompt}
+    else:
+        body = {"model": model.name, "messages": prompt, **_prompt_end(prompt)}
     status, answer = _ask(model.server, "/tokenize", body)
     return answer.get("count") if status == 200 else None
 
@@ -259,7 +276,7 @@ def _ask(server: Server, path: str, body: dict[str, Any]) -> tuple[int, dict[str
 _STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
 
-def _openai(stream: Stream) -> Iterator[Piece]:
+def _openai(stream: Stream) -> Generator[Chunk, None, None]:
     finished = False
     for line in stream.lines(b"\n"):
         if not line.startswith(b"data:"):
@@ -267,31 +284,31 @@ def _openai(stream: Stream) -> Iterator[Piece]:
         data = line[5:].strip()
         if data == b"[DONE]":
             return
-        piece = _piece(_decode(data))
-        finished = finished or piece.finish_reason is not None
-        yield piece
+        chunk = _chunk(_decode(data))
+        finished = finished or chunk.finish_reason is not None
+        yield chunk
     if not finished:  # some servers leave out [DONE]; none leaves out the finish reason
         raise errors.cut_off()
 
 
-def _piece(event: dict[str, Any]) -> Piece:
+def _chunk(event: dict[str, Any]) -> Chunk:
     if "error" in event:  # vLLM reports a failure in mid-stream as an event
         raise errors.from_response(event["error"].get("code") or 500, event)
     usage = event.get("usage")
     if not event.get("choices"):
-        return Piece(usage=usage)
+        return Chunk(usage=usage)
     choice = event["choices"][0]
     delta = choice.get("delta")
     if delta is None:  # /v1/completions
-        return Piece(choice.get("text") or "", "", choice.get("finish_reason"), usage)
+        return Chunk(choice.get("text") or "", "", choice.get("finish_reason"), usage)
     reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
-    return Piece(delta.get("content") or "", reasoning, choice.get("finish_reason"), usage)
+    return Chunk(delta.get("content") or "", reasoning, choice.get("finish_reason"), usage)
 
 
 # -- the legacy protocol: lines of JSON, each with the prompt and everything so far ---------------------------
 
 
-def _generate(stream: Stream) -> Iterator[Piece]:
+def _generate(stream: Stream) -> Generator[Chunk, None, None]:
     prompt = stream.body["prompt"]
     sent, seen = 0, False
     for line in stream.lines(b"\0\n"):
@@ -303,11 +320,11 @@ def _generate(stream: Stream) -> Iterator[Piece]:
         seen = True
         # A character whose bytes are still incomplete shows as U+FFFD until the next token completes it.
         text = text.removesuffix("\ufffd")
-        yield Piece(text[sent:])
+        yield Chunk(text[sent:])
         sent = max(sent, len(text))
     if not seen:
         raise errors.cut_off()
-    yield Piece(finish_reason="stop")
+    yield Chunk(finish_reason="stop")
 
 
 # -- HTTP ------------------------------------------------------------------------------------------------
@@ -341,7 +358,7 @@ def _session(server: Server) -> Iterator[requests.Session]:
     """A session with `server` in which every way a connection can fail becomes its ModelError."""
     with requests.Session() as session:
         # No proxy and no .netrc between this page and an engine on the same machine.
-        session.trust_env = urlsplit(server.url).hostname not in ("127.0.0.1", "localhost", "::1")
+        session.trust_env = not server.is_here
         session.headers.update(server.headers)
         try:
             yield session
@@ -355,87 +372,3 @@ def _session(server: Server) -> Iterator[requests.Session]:
         except requests.exceptions.RequestException as error:
             log.error("the engine cannot be reached: %s", type(error).__name__)
             raise errors.unreachable(server.label) from None
-
-
-# -- which models there are ------------------------------------------------------------------------------------
-
-
-class Catalog:
-    """The models of all servers, asked for again when the answer is older than `FRESH` seconds.
-
-    `FRESH_ERROR` seconds where a server did not answer: every request would wait for it otherwise.
-    """
-
-    FRESH = 5.0
-    FRESH_ERROR = 1.0
-
-    def __init__(self, servers: list[Server]):
-        self.servers = servers
-        self._lock = threading.Lock()
-        self._asked = -self.FRESH
-        self._models: list[Model] = []
-        self._errors: dict[str, str] = {}
-        self._takes_images: dict[Model, bool] = {}
-
-    def models(self) -> list[Model]:
-        """Every model of every server that answers. Those of one that does not are left out: see `problems`."""
-        self._refresh()
-        return self._models
-
-    def problems(self) -> dict[str, str]:
-        """Label of each server that does not answer -> why, as a sentence."""
-        self._refresh()
-        return self._errors
-
-    def find(self, label: str | None = None) -> Model:
-        """The model of that label (or name); without one, the first. Raises ModelError where there is none."""
-        found = self.models()
-        for names in ([model.label for model in found], [model.name for model in found]):
-            for model, name in zip(found, names, strict=True):
-                if not label or label == name:
-                    return model
-        if found:
-            raise errors.Refused(f"There is no model {label!r} here. There is: {', '.join(m.label for m in found)}.")
-        raise errors.Unreachable(next(iter(self._errors.values()))) if self._errors else errors.no_server()
-
-    def expire(self) -> None:
-        """Ask the servers anew at the next look: an answer of one has just failed."""
-        self._asked = -self.FRESH
-
-    def takes_images(self, model: Model) -> bool:
-        """Whether the model takes pictures, asked once. A server that fails to say is asked again the next time."""
-        if model not in self._takes_images:
-            try:
-                self._takes_images[model] = model.protocol == "openai" and takes_images(model)
-            except errors.ModelError:
-                return False
-        return self._takes_images[model]
-
-    def _refresh(self) -> None:
-        if not self._lock.acquire(blocking=not self._models):
-            return  # another thread asks just now, and may have to wait for a server that is down
-        try:
-            fresh = self.FRESH if self._models and not self._errors else self.FRESH_ERROR
-            if time.monotonic() - self._asked < fresh:
-                return
-            found: list[Model] = []
-            failed: dict[str, str] = {}
-            with ThreadPoolExecutor(max_workers=max(1, len(self.servers))) as pool:
-                for one, answer in zip(self.servers, pool.map(_models_or_error, self.servers), strict=True):
-                    if isinstance(answer, list):
-                        found += answer
-                    elif isinstance(answer, errors.Unreachable):
-                        failed[one.label] = str(answer)
-                    else:  # it is there and stumbles, as a router does while it loses a replica
-                        found += [model for model in self._models if model.server == one]
-                        failed[one.label] = str(answer)
-            self._models, self._errors, self._asked = found, failed, time.monotonic()
-        finally:
-            self._lock.release()
-
-
-def _models_or_error(server: Server) -> list[Model] | errors.ModelError:
-    try:
-        return models(server)
-    except errors.ModelError as error:
-        return error

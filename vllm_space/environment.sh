@@ -1,12 +1,13 @@
 # Sourced by start.sh and tests/run: a Python environment with what is needed, made where there is none.
 #
-#   choose_environment NAME "MODULES" REQUIREMENTS...   sets PYTHON, the interpreter to use
-#   fill_environment                                    installs what it still lacks
+#   choose_environment NAME REQUIREMENTS...   sets PYTHON, the interpreter to use
+#   fill_environment                          installs what it still lacks
 #
-# An environment that is active and has the MODULES is used as it is, and never changed. Otherwise one is made
+# An active environment that has all that the REQUIREMENTS name is used as it is, and never changed. Otherwise one is made
 # in the user's cache folder (never in the repository: an upload must not carry it), under a name that holds
 # the hash of the requirements. Both steps can be interrupted and run again.
 
+WHAT_IS_MISSING=$(dirname "${BASH_SOURCE[0]}")/requirements.py
 TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 
 # Run a long command so that a signal to this script is acted on at once, not when the command ends.
@@ -20,9 +21,8 @@ die() {
   exit 1
 }
 
-has_modules() { # PYTHON MODULE...: are they installed? (finds them without importing them)
-  "$1" -c 'import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))' \
-    "${@:2}" >/dev/null 2>&1
+has_module() { # PYTHON MODULE: is it installed?
+  "$1" -c 'import sys; from importlib.util import find_spec; sys.exit(not find_spec(sys.argv[1]))' "$2" >/dev/null 2>&1
 }
 
 supported_python() {
@@ -30,18 +30,18 @@ supported_python() {
 }
 
 choose_environment() {
-  local name=$1 modules=$2 candidate base="" key
-  REQUIREMENTS=("${@:3}")
+  local name=$1 candidate base="" key
+  REQUIREMENTS=("${@:2}")
   MISSING=""
   for candidate in "${PYTHON:-}" "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" python3 python; do
-    # shellcheck disable=SC2086  # the modules are words
-    if [ -n "$candidate" ] && has_modules "$candidate" $modules; then
+    if [ -n "$candidate" ] && "$candidate" "$WHAT_IS_MISSING" "${REQUIREMENTS[@]}" >/dev/null 2>&1; then
       PYTHON=$candidate
       return
     fi
   done
   [ -z "${SPACE_ID:-}" ] ||
-    die "This Space lacks one of the Python packages $modules: put them into requirements.txt and rebuild it."
+    die "This Space lacks Python packages that ${REQUIREMENTS[*]##*/} names ($("${PYTHON:-python3}" "$WHAT_IS_MISSING" \
+      "${REQUIREMENTS[@]}" 2>&1)): put them into requirements.txt and rebuild it."
 
   for candidate in python3 python3.12 python3.13 python3.11 python3.10; do
     if supported_python "$candidate"; then base=$candidate && break; fi
@@ -60,12 +60,12 @@ choose_environment() {
     echo "Another start is installing the same packages; waiting for it."
     run flock 9
   fi
-  if ! has_modules "$PYTHON" pip; then
+  if ! has_module "$PYTHON" pip; then
     echo "Making a Python environment in $ENVIRONMENT"
     run "$base" -m venv --clear "$ENVIRONMENT"
   fi
   # What reads the settings comes first: a bad value should be told before a long download, not after it.
-  has_modules "$PYTHON" pydantic_settings || run "$PYTHON" -m pip install -qq --disable-pip-version-check pydantic-settings
+  has_module "$PYTHON" pydantic_settings || run "$PYTHON" -m pip install -qq --disable-pip-version-check pydantic-settings
 }
 
 install_requirements() {

@@ -12,6 +12,7 @@ from vllm_space.hardware import Gpu
 
 GIB = 2**30
 ROOM = 1.2  # memory that a model wants, as a multiple of its weights: the context and the engine need some
+BFLOAT16_FROM = 8.0  # compute capability: Ampere
 
 # Memory in MiB as nvidia-smi reports it, and compute capability.
 T4 = Gpu("Tesla T4", 15360, 15360, 7.5, "")
@@ -93,14 +94,29 @@ def largest_model(flavor: Flavor) -> str:
     return [model for model in MODELS if flavor.holds(weights(model))][-1]
 
 
-def flags(flavor: Flavor) -> str:
-    """The flags by which vLLM is fitted to this hardware, where the owner sets MODEL_ID and nothing else."""
-    from vllm_space import engine  # which asks model_check, which reads this table
+def fitted_flags(config: settings.Settings, gpus: list[Gpu]) -> dict[str, object]:
+    """The vLLM flags that depend on the hardware: flag -> value, None where vLLM's own default holds.
 
-    owner = settings.Settings.model_construct(model_id=largest_model(flavor))  # whatever this machine's variables say
-    line = engine.command(owner, flavor.gpus)
-    fitted = ("--dtype", "--max-model-len", "--gpu-memory-utilization", "--tensor-parallel-size")
-    return " ".join(f"{flag} {line[line.index(flag) + 1]}" for flag in fitted if flag in line)
+    Without GPUs the engine runs on the CPU. What the owner set overrides what would fit.
+    """
+    dtype, size = config.dtype, config.tensor_parallel_size
+    if gpus and dtype is None and min(gpu.compute_capability for gpu in gpus) < BFLOAT16_FROM:
+        dtype = "half"
+    if gpus and size is None:
+        size = 1 << (len(gpus).bit_length() - 1)  # a power of two, since attention heads divide by it
+    return {
+        "--dtype": dtype,
+        "--max-model-len": config.max_model_len or -1,  # -1 fits the context to the memory
+        "--gpu-memory-utilization": config.gpu_memory_utilization,
+        "--tensor-parallel-size": size,
+    }
+
+
+def flags(flavor: Flavor) -> str:
+    """The flags by which vLLM is fitted to this hardware if the owner sets nothing but MODEL_ID."""
+    owner = settings.Settings.model_construct()  # whatever this machine's variables say
+    fitted = fitted_flags(owner, flavor.gpus)
+    return " ".join(f"{flag} {value}" for flag, value in fitted.items() if value is not None)
 
 
 def table() -> str:

@@ -1,13 +1,17 @@
 """What this machine has: GPUs, memory, cores, and which Space it is, if it is one.
 
 Reads what the platform says (nvidia-smi, /proc, the Space's own variables). Knows nothing of settings.
+start.sh asks `python vllm_space/hardware.py ENGINE_DEVICE` before anything is installed, so this file needs the
+standard library only.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,9 +44,20 @@ class Space:
     def settings_url(self) -> str:
         return f"https://huggingface.co/spaces/{self.id}/settings"
 
+    @property
+    def url(self) -> str:
+        """Its own address, outside the Hub's frame; empty if the platform does not say."""
+        return f"https://{self.host.split(',')[0]}" if self.host else ""
 
-def gpus() -> list[Gpu]:
-    """The NVIDIA GPUs that answer; none where nvidia-smi is missing or fails."""
+
+def gpus(device: str = "auto") -> list[Gpu]:
+    """The NVIDIA GPUs that the engine runs on; an empty list means the CPU.
+
+    `device` is the owner's ENGINE_DEVICE: with "cpu" the GPUs do not count. Nor do those for which nvidia-smi is
+    missing or fails.
+    """
+    if device == "cpu":
+        return []
     try:
         answer = subprocess.run(
             ["nvidia-smi", f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader,nounits"],
@@ -96,6 +111,14 @@ def core_limit() -> int | None:
     return limit if limit < len(os.sched_getaffinity(0)) else None
 
 
+def is_loopback(host: str | None) -> bool:
+    """Whether a host, as it stands in an address, is this machine itself."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:  # a name
+        return False
+
+
 def reach_directly(host: str) -> None:
     """Let no proxy that the environment names stand before this machine and `host`, its own address."""
     excepted = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
@@ -112,3 +135,7 @@ def space() -> Space | None:
     zero_gpu = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "true", "t")
     oauth = all(map(os.environ.get, OAUTH_VARIABLES))
     return Space(space_id, os.environ.get("SPACE_HOST", ""), zero_gpu, oauth)
+
+
+if __name__ == "__main__":
+    sys.exit(not gpus(*sys.argv[1:]))

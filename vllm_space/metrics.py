@@ -6,17 +6,22 @@ Knows nothing of Gradio.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_space import client, errors
 from vllm_space.client import Server
 
-OFTEN = 1.0  # seconds between two looks at an engine, at least
+T = TypeVar("T")
+
+OFTEN = 1.0  # seconds between two looks at an engine or a GPU, at least
 KEPT = 300  # seconds
 
 NAMES = {
@@ -80,25 +85,37 @@ def between(earlier: Reading, later: Reading) -> Point:
     )
 
 
+class Shared(Generic[T]):
+    """The answer to a question that is asked at most once every OFTEN seconds, however many want to know."""
+
+    def __init__(self, ask: Callable[[], T]):
+        self._ask = ask
+        self._lock = threading.Lock()
+        self._asked = -math.inf
+
+    def get(self) -> T:
+        """The answer, at most OFTEN seconds old."""
+        with self._lock:
+            if time.monotonic() - self._asked >= OFTEN:
+                self._answer = self._ask()
+                self._asked = time.monotonic()
+            return self._answer
+
+
 class Recorder:
     """The course of one server's numbers, for everybody who looks."""
 
     def __init__(self, server: Server):
         self.server = server
-        self._lock = threading.Lock()
         self._last: Reading | None = None
-        self._asked = -OFTEN
         self._points: deque[Point] = deque()
+        self._shared = Shared(self._look)
 
     def points(self) -> list[Point]:
         """The last minutes, now included. Empty where the server tells nothing or cannot be reached."""
-        with self._lock:
-            if time.monotonic() - self._asked >= OFTEN:
-                self._asked = time.monotonic()
-                self._look()
-            return list(self._points)
+        return self._shared.get()
 
-    def _look(self) -> None:
+    def _look(self) -> list[Point]:
         try:
             text = client.metrics(self.server)
             reading = read(text, time.time()) if text else None
@@ -110,3 +127,4 @@ class Recorder:
         self._last = reading
         while self._points and self._points[0].time < time.time() - KEPT:
             self._points.popleft()
+        return list(self._points)

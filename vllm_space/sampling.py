@@ -6,11 +6,12 @@ the owner's variables in settings.py. Knows nothing of Gradio or HTTP.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError, create_model
 
-from vllm_space import errors
+from vllm_space import errors, settings
 from vllm_space.settings import Settings, shorten
 
 NAMES = (
@@ -26,8 +27,8 @@ NAMES = (
     "stop",
 )  # in the order in which the page shows them
 
-_VARIABLES = {name: Settings.model_fields[name] for name in NAMES}
-_Sampling = create_model("_Sampling", **{name: (field.annotation, field) for name, field in _VARIABLES.items()})
+_FIELDS: dict[str, Any] = {name: (field.annotation, field) for name, field in Settings.model_fields.items()}
+_Sampling = create_model("_Sampling", **{name: _FIELDS[name] for name in NAMES})
 
 
 def defaults(config: Settings) -> dict[str, Any]:
@@ -35,15 +36,15 @@ def defaults(config: Settings) -> dict[str, Any]:
     return {name: getattr(config, name) for name in NAMES} | {"stop": "\n".join(config.stop) or None}
 
 
-def request_fields(values: dict[str, Any], max_tokens_limit: int) -> dict[str, Any]:
+def request_fields(values: Mapping[str, Any], max_tokens_limit: int) -> dict[str, Any]:
     """The fields to send: `values` by name, checked, without those that are unset (None or empty).
 
     Where max_tokens is unset, the limit is sent: an answer without end is not a visitor's to ask for.
     Raises Refused with a sentence for each value that is out of bounds.
     """
-    given = {name: value for name, value in values.items() if name in _VARIABLES and value not in (None, "", [], ())}
+    given = {name: value for name, value in values.items() if name in NAMES and value not in (None, "", [], ())}
     try:
-        fields = _Sampling(**given).model_dump(include=set(given))
+        fields: dict[str, Any] = _Sampling(**given).model_dump(include=set(given))
     except ValidationError as error:
         raise errors.Refused(" ".join(_explain(problem) for problem in error.errors())) from None
     if fields.setdefault("max_tokens", max_tokens_limit) > max_tokens_limit:
@@ -57,5 +58,5 @@ def request_fields(values: dict[str, Any], max_tokens_limit: int) -> dict[str, A
 
 def _explain(problem: Any) -> str:
     name = str(problem["loc"][0])
-    allowed = _VARIABLES[name].json_schema_extra["allowed"].replace("MAX_TOKENS_LIMIT", "the limit of this page")
+    allowed = settings.allowed(name).replace("MAX_TOKENS_LIMIT", "the limit of this page")
     return f"{name}={shorten(str(problem['input']))} is not allowed: use {allowed}."

@@ -12,12 +12,14 @@ import difflib
 import json
 import os
 import shlex
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from vllm_space.errors import SettingsError
@@ -26,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO_MODEL = ROOT / "vllm_space" / "demo_model"
 DEMO_MODEL_NAME = "vllm-space-demo"
 DEFAULT_GPU_MODEL = "Qwen/Qwen3-4B-Instruct-2507"
+SHORTEST_MASKED = 6  # characters
 
 Theme = Literal["default", "base", "citrus", "glass", "monochrome", "ocean", "origin", "soft"]
 
@@ -279,23 +282,40 @@ class Settings(BaseSettings):
         return {name.strip(): password for name, password in pairs}
 
     def mask(self, text: str) -> str:
-        """`text` with every secret in it replaced by `***`."""
-        # The name in front of a password or key is no secret; what follows the colon is.
-        secrets = [s.get_secret_value() for s in (self.hf_token, self.model_api_key, self.app_password) if s]
-        secrets += list(self.logins.values())
-        for key in self.api_keys:
-            secrets += [key.get_secret_value(), key.get_secret_value().split(":", 1)[-1]]
-        for secret in sorted(filter(None, secrets), key=len, reverse=True):
-            text = text.replace(secret, "***")
+        """`text` with every secret in it replaced by `***`: the value of every SecretStr among the settings.
+
+        Of one that holds a name before a colon (`alice:password`), what follows is masked by itself too. One of fewer
+        than SHORTEST_MASKED characters stays: it would be found in innocent words.
+        """
+        secrets = set()
+        for secret in _secrets_in(vars(self).values()):
+            secrets |= {secret, secret.partition(":")[2]}
+        for secret in sorted(secrets, key=len, reverse=True):
+            if len(secret) >= SHORTEST_MASKED:
+                text = text.replace(secret, "***")
         return text
+
+
+def _secrets_in(values: Iterable[Any]) -> Iterator[str]:
+    for value in values:
+        if isinstance(value, SecretStr):
+            yield value.get_secret_value()
+        elif isinstance(value, (tuple, list)):
+            yield from _secrets_in(value)
+        elif isinstance(value, dict):
+            yield from _secrets_in(value.values())
 
 
 VARIABLES: dict[str, Any] = {
     name.upper(): field for name, field in Settings.model_fields.items() if not field.exclude
 }  # variable name -> pydantic field; what the README's table documents
 
+SECRETS = {name for name, field in VARIABLES.items() if "SecretStr" in str(field.annotation)}
 
-SECRETS = {name for name, field in VARIABLES.items() if "Secret" in str(field.annotation)}
+
+def environment_without_secrets() -> dict[str, str]:
+    """This process's environment less the owner's secrets, for a process that has no need of them."""
+    return {name: value for name, value in os.environ.items() if name.upper() not in SECRETS}
 
 
 def load(argv: list[str] | None = None) -> Settings:
@@ -322,13 +342,18 @@ def _parse_flags(argv: list[str]) -> dict[str, Any]:
     return {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
 
 
-def _explain(problem: dict[str, Any]) -> str:
+def allowed(name: str) -> str:
+    """What a variable may be, in words; `name` is the field's."""
+    extra = Settings.model_fields[name].json_schema_extra
+    return str(extra["allowed"]) if isinstance(extra, dict) else ""
+
+
+def _explain(problem: ErrorDetails) -> str:
     """One line for one bad value: the variable, the value (never a secret's) and what is allowed."""
     name = str(problem["loc"][0])
-    field = Settings.model_fields[name]
     shown = "" if name.upper() in SECRETS else f"={shorten(str(problem['input']))}"
     detail = f" ({problem['ctx']['error']})" if problem["type"] == "value_error" else ""
-    return f"{name.upper()}{shown} is not allowed{detail}: use {field.json_schema_extra['allowed']}."
+    return f"{name.upper()}{shown} is not allowed{detail}: use {allowed(name)}."
 
 
 def shorten(text: str, limit: int = 80) -> str:
@@ -359,7 +384,7 @@ def table() -> str:
         secret = " (secret)" if name in SECRETS else ""
         default = "auto" if _auto_is_none in [getattr(one, "func", None) for one in field.metadata] else field.default
         shown = str(default).lower() if isinstance(default, bool) else str(default or (default if default == 0 else ""))
-        rows.append(f"| `{name}`{secret} | {shown} | {field.description} | {field.json_schema_extra['allowed']} |")
+        rows.append(f"| `{name}`{secret} | {shown} | {field.description} | {allowed(name.lower())} |")
     return "\n".join(rows)
 
 

@@ -1,6 +1,6 @@
-"""Pieces from the engine -> snapshots of the answer so far, at a pace that the page can carry.
+"""Chunks from the engine -> snapshots of the answer so far, at a pace that the page can carry.
 
-Every update costs the page's one event loop about a millisecond, so pieces that arrive close together are
+Every update costs the page's one event loop about a millisecond, so chunks that arrive close together are
 shown together. The first is never delayed, and reading goes on in between. Knows nothing of Gradio or HTTP.
 """
 
@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_space import errors, thinking
-from vllm_space.client import Piece, Stream
+from vllm_space import errors, reasoning
+from vllm_space.client import Chunk, Stream
 
 log = logging.getLogger(__name__)
 
@@ -41,22 +41,26 @@ class Answer:
     error: str | None = None
     ended: bool = False
 
-    def add(self, piece: Piece) -> None:
-        if piece.reasoning:  # the server tells it apart
-            self.reasoning += piece.reasoning
+    def add(self, chunk: Chunk) -> None:
+        if chunk.reasoning:  # the server tells it apart
+            self.reasoning += chunk.reasoning
             self.verbatim = True
-        if piece.text:
-            self.received += piece.text
+        if chunk.text:
+            self.received += chunk.text
             self.show()
-        self.finish_reason = piece.finish_reason or self.finish_reason
-        self.usage = piece.usage or self.usage
+        self.finish_reason = chunk.finish_reason or self.finish_reason
+        self.usage = chunk.usage or self.usage
+
+    def fail(self, error: errors.SpaceError) -> None:
+        """End with an error."""
+        self.error, self.ended = str(error), True
 
     def show(self, ended: bool = False) -> None:
         """Set the text, and the thinking where it came between tags, from what was received."""
         if self.verbatim:
             self.text = self.received
         else:
-            self.reasoning, self.text = thinking.split(self.received, ended)
+            self.reasoning, self.text = reasoning.split(self.received, ended)
         if self.reasoning and self.text and self.thinking_time is None:
             self.thinking_time = self.elapsed - (self.first_token_after or 0)
 
@@ -68,110 +72,99 @@ class Streams:
         self.per_visitor = per_visitor  # streams that one visitor may have running, so that the others have theirs
         self.visitors = Counter[str]()  # how many each has
         self.active = 0
+        self._lock = threading.Lock()  # streams begin and end in threads of their own
         self.rate = 0.0  # tokens a second of one stream, as the last answers had it
 
     @contextmanager
-    def _running(self, visitor: str, count: int = 1) -> Iterator[None]:
+    def _running(self, visitor: str, count: int) -> Iterator[None]:
         """Count streams as running for as long as they are. Raises Refused where the visitor would have too many."""
-        if self.visitors[visitor] + count > self.per_visitor:
-            raise errors.too_many(self.visitors[visitor])
-        self.active += count
-        self.visitors[visitor] += count
+        with self._lock:
+            if self.visitors[visitor] + count > self.per_visitor:
+                raise errors.too_many(self.visitors[visitor])
+            self.active += count
+            self.visitors[visitor] += count
         try:
             yield
         finally:
-            self.active -= count
-            self.visitors[visitor] -= count
-            if not self.visitors[visitor]:
-                del self.visitors[visitor]
+            with self._lock:
+                self.active -= count
+                self.visitors[visitor] -= count
+                if not self.visitors[visitor]:
+                    del self.visitors[visitor]
 
     @property
     def pace(self) -> float:
         """Seconds between two updates of one stream."""
         return max(LIVELY, self.active / UPDATES_PER_SECOND)
 
-    def _reader(self, stream: Stream, answer: Answer) -> _Reader:
-        # vLLM can send several tokens at once, of which the first is not delayed. So many that there is something new
-        # for each update, even if it has become slower, spare the reading and parsing of each.
+    def _paced(self, stream: Stream) -> Stream:
+        # vLLM can send several tokens at a time, and never delays the first. Ask for about half of what one update can
+        # show: fewer events to parse, and still something new each time if generation slows down.
         if stream.model.is_vllm and (interval := int(self.rate * self.pace / 2)) > 1:
             stream.body["stream_interval"] = interval
-        return _Reader(stream, answer)
+        return stream
 
     def _learn(self, answer: Answer) -> None:
         # With the time to the first token: tokens that came at once would seem infinitely fast, and ever more come so.
         tokens = (answer.usage or {}).get("completion_tokens") or 0
         if tokens and answer.elapsed:
             rate = tokens / answer.elapsed
-            self.rate = 0.7 * (self.rate or rate) + 0.3 * rate
+            with self._lock:
+                self.rate = 0.7 * (self.rate or rate) + 0.3 * rate
 
-    def follow(self, stream: Stream, visitor: str = "", verbatim: bool = False) -> Iterator[Answer]:
-        """Yield the growing answer (the same object each time), at last complete or with its `error`.
+    def follow(self, streams: list[tuple[Stream, Answer]], visitor: str = "") -> Iterator[None]:
+        """Let answers grow with their streams, all at the same time; yield when there is something new to show.
 
-        `visitor` tells who it is for; `verbatim` leaves <think> tags in the text, otherwise what is between them
-        becomes the answer's reasoning. Raises nothing: every failure becomes the answer's `error`. Closing it closes
-        `stream`. Gradio notices only at a yield that a visitor has left, so there is one every HEARTBEAT even while
-        nothing arrives.
+        `visitor` tells who they are for. Raises nothing: every failure becomes its answer's `error`. Closing the
+        generator closes the streams. Gradio notices only at a yield that a visitor has left, so there is one every
+        HEARTBEAT even while nothing arrives.
         """
-        answer = Answer(verbatim)
-        try:
-            with self._running(visitor):
-                reader = self._reader(stream, answer)
-                reader.start()
-                reader.news.wait(HEARTBEAT)
-                reader.news.clear()
-                while not reader.ended:
-                    yield answer
-                    reader.wait(self.pace)
-                yield answer
-        except errors.Refused as error:
-            answer.error, answer.ended = str(error), True
-            yield answer
-        finally:
-            self._learn(answer)
-            stream.close()
-
-    def follow_all(self, streams: list[Stream], visitor: str = "") -> Iterator[list[Answer]]:
-        """The growing answers of several streams that run at the same time. Otherwise as `follow`."""
-        answers = [Answer() for _ in streams]
         try:
             with self._running(visitor, len(streams)):
-                readers = [self._reader(stream, answer) for stream, answer in zip(streams, answers, strict=True)]
+                news = threading.Event()
+                readers = [_Reader(self._paced(stream), answer, news) for stream, answer in streams]
                 for reader in readers:
                     reader.start()
+                news.wait(HEARTBEAT)
+                news.clear()
                 while not all(reader.ended for reader in readers):
-                    time.sleep(self.pace)
-                    yield answers
-                yield answers
+                    yield
+                    _wait(readers, news, self.pace)
+                yield
         except errors.Refused as error:
-            for answer in answers:
-                answer.error, answer.ended = str(error), True
-            yield answers
+            for _, answer in streams:
+                answer.fail(error)
+            yield
         finally:
-            for stream in streams:
+            for stream, answer in streams:
+                self._learn(answer)
                 stream.close()
+
+
+def _wait(readers: list[_Reader], news: threading.Event, interval: float) -> None:
+    """Return after `interval` seconds; if nothing new came meanwhile, when it does, or after HEARTBEAT."""
+    before = sum(reader.size for reader in readers)
+    news.wait(interval)
+    if sum(reader.size for reader in readers) == before and not all(reader.ended for reader in readers):
+        for reader in readers:
+            reader.starved = True
+        news.wait(max(0.0, HEARTBEAT - interval))
+        for reader in readers:
+            reader.starved = False
+    news.clear()
 
 
 class _Reader(threading.Thread):
     """Reads a stream into an answer, whatever the page is doing meanwhile."""
 
-    def __init__(self, stream: Stream, answer: Answer):
+    def __init__(self, stream: Stream, answer: Answer, news: threading.Event):
         super().__init__(daemon=True)
         self.stream = stream
         self.answer = answer
+        self.news = news  # set at the first token and at the end: what must be shown immediately
         self.ended = False
         self.starved = False  # the page waits for anything new
         self.began = time.monotonic()
-        self.news = threading.Event()  # the first token, or the end: what must be shown at once
-
-    def wait(self, interval: float) -> None:
-        """Return after `interval` seconds; where nothing new came meanwhile, when it does, or after HEARTBEAT."""
-        before = self.size
-        self.news.wait(interval)
-        if self.size == before and not self.ended:
-            self.starved = True
-            self.news.wait(max(0.0, HEARTBEAT - interval))
-            self.starved = False
-        self.news.clear()
 
     @property
     def size(self) -> int:
@@ -180,19 +173,19 @@ class _Reader(threading.Thread):
     def run(self) -> None:
         answer = self.answer
         try:
-            for piece in self.stream:
+            for chunk in self.stream:
                 answer.elapsed = time.monotonic() - self.began
-                first = answer.first_token_after is None and bool(piece.text or piece.reasoning)
+                first = answer.first_token_after is None and bool(chunk.text or chunk.reasoning)
                 if first:
                     answer.first_token_after = answer.elapsed
-                answer.add(piece)
+                answer.add(chunk)
                 if first or self.starved:
                     self.news.set()
         except errors.SpaceError as error:
             answer.error = str(error)
         except Exception:
             log.exception("an answer failed")
-            answer.error = "Something went wrong on this page's side. Try again; the log of the Space says more."
+            answer.error = str(errors.internal())
         finally:
             answer.show(ended=True)
             self.ended = answer.ended = True

@@ -11,16 +11,31 @@ import base64
 import json
 import mimetypes
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from gradio import FileData
 from gradio.processing_utils import save_base64_to_cache
+from pydantic import AfterValidator
 
 from vllm_space import errors
 from vllm_space.client import Message, text_of
 from vllm_space.streaming import Answer
 
-History = list[dict[str, Any]]  # what gr.Chatbot holds: {"role", "content": [{"type": "text", "text"}], "metadata"}
+
+def _checked(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a browser or a program sent as a conversation. Raises ValueError if gr.Chatbot could not hold it."""
+    for one in history:
+        parts = one.get("content")
+        if one.get("role") not in ("user", "assistant") or not isinstance(parts, list):
+            raise ValueError("no role or no content")
+        for part in parts:
+            if not isinstance(part.get("text"), str) and not isinstance(part["file"].get("path"), str):
+                raise ValueError("neither text nor a file")
+    return history
+
+
+# What gr.Chatbot holds: {"role", "content": [{"type": "text", "text"}], "metadata"}
+History = Annotated[list[dict[str, Any]], AfterValidator(_checked)]
 
 THOUGHT = "Thought"
 FAILED = "⚠️"
@@ -142,17 +157,34 @@ def text(one: dict[str, Any]) -> str:
     return "".join(texts[:1])
 
 
-def turn(history: History, index: int | tuple[int, int] | list[int]) -> int:
-    """Index of the user's message that an event on the conversation is about."""
-    found = min(index if isinstance(index, int) else index[0], len(history) - 1)
+def turn(history: History, index: Any) -> int:
+    """Index of the user's message that an event on the conversation is about. Raises Refused if it is not there."""
+    found = index[0] if isinstance(index, (list, tuple)) and index else index
+    if not history or not isinstance(found, int):
+        raise errors.Refused("This message is no longer part of the conversation.")
+    found = max(0, min(found, len(history) - 1))
     while found > 0 and history[found]["role"] != "user":
         found -= 1
     return found
 
 
-def edited(one: dict[str, Any], new_text: str) -> dict[str, Any]:
+def unfinished(history: History) -> History:
+    """The conversation, if it ends with an answer that can be continued. Raises Refused otherwise."""
+    if not history or history[-1]["role"] != "assistant":
+        raise errors.Refused("There is no answer to continue.")
+    return history
+
+
+def example(value: Any) -> str:
+    """The question of an example that was chosen. Raises Refused if it is none."""
+    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+        raise errors.Refused("This is not one of the examples.")
+    return str(value["text"])
+
+
+def edited(one: dict[str, Any], new_text: Any) -> dict[str, Any]:
     """The message with another text and the same pictures."""
-    return {**one, "content": [_part(new_text), *(part for part in one["content"] if part["type"] == "file")]}
+    return {**one, "content": [_part(str(new_text)), *(part for part in one["content"] if part["type"] == "file")]}
 
 
 def title(history: History) -> str:
@@ -164,18 +196,21 @@ def title(history: History) -> str:
 # -- as the engine is sent it ----------------------------------------------------------------------------------
 
 
-def to_messages(history: History, system_prompt: str = "") -> list[Message]:
-    """The conversation for the engine, without the page's notes: earlier thinking is not sent back."""
-    messages: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
-    for one in history:
-        if not is_note(one):
-            pictures = [_data_url(part["file"]["path"]) for part in one["content"] if part["type"] == "file"]
-            said: str | list = text(one)
-            if pictures:
-                said = [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
-                said += [{"type": "text", "text": text(one)}] if text(one) else []
-            messages.append({"role": one["role"], "content": said})
-    return messages
+def to_messages(history: History) -> list[Message]:
+    """The conversation for the engine, without the page's notes: earlier reasoning is not sent back.
+
+    What is put in front of it, generation.py decides.
+    """
+    return [{"role": each["role"], "content": _content(each)} for each in history if not is_note(each)]
+
+
+def _content(one: dict[str, Any]) -> str | list[dict[str, Any]]:
+    """The text of a message, with its images as data URLs if it has any."""
+    images = [_data_url(part["file"]["path"]) for part in one["content"] if part["type"] == "file"]
+    if not images:
+        return text(one)
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in images]
+    return parts + ([_part(text(one))] if text(one) else [])
 
 
 def _data_url(path: str) -> str:
@@ -187,15 +222,18 @@ def _data_url(path: str) -> str:
 
 
 def to_json(history: History, system_prompt: str = "") -> list[Message]:
-    """OpenAI's messages; an assistant's has its thinking beside it as `reasoning`."""
-    messages = to_messages([], system_prompt)
+    """What is saved: OpenAI's messages, the visitor's own system prompt first.
+
+    An assistant's message has its reasoning beside it as `reasoning`.
+    """
+    messages: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
     reasoning = ""
     for one in history:
         if is_note(one):
             if one["metadata"]["title"] == THOUGHT:
                 reasoning = text(one)
             continue
-        messages += to_messages([one])
+        messages.append({"role": one["role"], "content": _content(one)})
         if one["role"] == "assistant" and reasoning:
             messages[-1]["reasoning"] = reasoning
         reasoning = ""
@@ -220,8 +258,8 @@ def from_json(messages: Any, cache: str) -> tuple[History, str]:
                 raise ValueError(one["role"])
             if one.get("reasoning"):
                 history.append(message("assistant", str(one["reasoning"]), title=THOUGHT, status="done"))
-            urls = [part["image_url"]["url"] for part in one["content"] if part["type"] == "image_url"] if isinstance(
-                one["content"], list) else []  # fmt: skip
+            parts = one["content"] if isinstance(one["content"], list) else []
+            urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
             said = text_of(one)
             if not isinstance(said, str) or not all(url.startswith("data:image/") for url in urls):
                 raise ValueError("not text and pictures")
@@ -245,6 +283,7 @@ def read_file(path: str, cache: str) -> tuple[History, str]:
 
 
 def to_markdown(history: History, system_prompt: str = "") -> str:
+    """A conversation for people to read."""
     names = {"system": "System", "user": "You", "assistant": "Model"}
     parts = [f"# {title(history)}"]
     for one in to_json(history, system_prompt):

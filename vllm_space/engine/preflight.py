@@ -1,7 +1,7 @@
 """Before anything is started: are the settings right, and can this machine do what they ask?
 
-Run by start.sh as `python -m vllm_space.preflight PLAN_FILE [app.py's flags]`. Writes what start.sh is to do
-into PLAN_FILE. Exit code 2 for settings that cannot work, 1 for a machine that cannot, each with its sentence.
+Run by start.sh as `python -m vllm_space.engine.preflight RUN_DIR [app.py's flags]`. Writes what start.sh is to do
+into that folder. Exit code 2 for settings that cannot work, 1 for a machine that cannot, each with its sentence.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import socket
 import sys
 from pathlib import Path
 
-from vllm_space import errors, hardware, settings
+from vllm_space import errors, hardware, run_dir, settings
+from vllm_space.engine import command
 from vllm_space.settings import Settings
 
 
@@ -21,10 +22,10 @@ def plan(config: Settings) -> str:
     boot = not config.servers and not no_gpu(config)
     check_page(config)
     if boot:
-        require_free_port("127.0.0.1", config.engine_port, "ENGINE_PORT")
+        require_free_port(command.HOST, config.engine_port, "ENGINE_PORT")
         if config.engine_port == config.gradio_server_port:
             raise errors.SettingsError(f"ENGINE_PORT={config.engine_port} is the page's own port: use another one.")
-    return f"boot http://127.0.0.1:{config.engine_port}/v1" if boot else "page"
+    return f"boot http://{command.HOST}:{config.engine_port}/v1" if boot else "page"
 
 
 def check_page(config: Settings) -> None:
@@ -43,7 +44,7 @@ def no_gpu(config: Settings) -> bool:
     space = hardware.space()
     if not space or config.servers or config.engine_device == "cpu":
         return False
-    return space.zero_gpu or not hardware.gpus()
+    return space.zero_gpu or not hardware.gpus(config.engine_device)
 
 
 def require_free_port(host: str, port: int, name: str) -> None:
@@ -67,10 +68,10 @@ def report(error: errors.SpaceError) -> int:
     return 2 if isinstance(error, errors.SettingsError) else 1
 
 
-def main(plan_file: str, *argv: str) -> int:
+def main(folder: str, *argv: str) -> int:
     try:
         config = settings.load(list(argv))
-        Path(plan_file).write_text(plan(config) + "\n")
+        run_dir.write_plan(Path(folder), plan(config))
     except errors.SpaceError as error:
         return report(error)
     for warning in settings.unknown_names():

@@ -66,7 +66,7 @@ def _fetch(config: Settings, model: str, say: Callable[[str], None]) -> None:
 
 def _progress(total: int, say: Callable[[str], None]) -> type:
     """A class for huggingface_hub's progress bars: instead of a bar for each file, now and then a line for all."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
     lock = threading.Lock()
     here, told = 0.0, time.monotonic()

@@ -6,6 +6,7 @@ Knows nothing of the page; a test runs every one of them.
 from __future__ import annotations
 
 from string import Template
+from typing import Literal
 
 QUESTION = "What is this Space?"
 
@@ -76,8 +77,9 @@ async def main():
 asyncio.run(main())
 """)
 
-# Title -> (language of the highlighting, program).
-ALL = {
+Language = Literal["python", "javascript", "shell"]  # of the highlighting
+
+ALL: dict[str, tuple[Language, Template]] = {
     "Python": ("python", OPENAI_PYTHON),
     "JavaScript": ("javascript", OPENAI_JAVASCRIPT),
     "curl": ("shell", CURL),

@@ -7,9 +7,12 @@ from typing import Any
 
 import gradio as gr
 
-from vllm_space import conversation, ui_browser
+from vllm_space.generation import Request
+from vllm_space.page import conversation
+from vllm_space.page.controls import Controls
+from vllm_space.page.events import STREAM, UNQUEUED, handler
+from vllm_space.page.javascript import call
 from vllm_space.streaming import Answer
-from vllm_space.ui_controls import AT_ONCE, STREAM, Controls, ends_with_its_event
 
 
 class CompletionTab:
@@ -34,7 +37,7 @@ class CompletionTab:
 
     def wire(self) -> None:
         buttons = [self.complete, self.stop, self.undo]
-        self.complete.click(None, None, buttons, js=ui_browser.COMPLETING, **AT_ONCE)
+        self.complete.click(None, None, buttons, js=call("completing"), **UNQUEUED)
         running = self.complete.click(
             self.go_on,
             [self.text, self.controls.model, *self.controls.sampling],
@@ -42,20 +45,22 @@ class CompletionTab:
             **STREAM,
         )
         for ended in (running.then, running.failure):
-            ended(None, None, buttons, js=ui_browser.COMPLETED, **AT_ONCE)
+            ended(None, None, buttons, js=call("completed"), **UNQUEUED)
         self.stop.click(None, cancels=[running])
-        self.undo.click(self.take_back, self.before, [self.text, self.undo], **AT_ONCE)
+        self.undo.click(self.take_back, self.before, [self.text, self.undo], **UNQUEUED)
 
-    @ends_with_its_event
+    @handler
     def go_on(self, request: gr.Request, text: str, model: str | None, *values: Any) -> Iterator[tuple[str, str, str]]:
         """Continue a text in place."""
         answer = Answer()
-        for answer in self.controls.continuation(request, text, model, values):
+        asked = Request(text, model, self.controls.sampling_of(values))
+        for answer in self.controls.generation.answer(asked, self.controls.visitor(request)):
             yield text + answer.text, text, ""
         note = f"⚠️ {answer.error}" if answer.error else conversation.numbers(answer)
         if answer.finish_reason == "length":
             note += " · stopped at max tokens"
         yield text + answer.text, text, note
 
+    @handler
     def take_back(self, before: str) -> tuple[str, gr.Button]:
         return before, gr.Button(interactive=False)

@@ -1,28 +1,24 @@
-"""The other door: /healthz, and the engine's OpenAI API for those who hold a key.
+"""The API gateway: the engine's OpenAI API at /v1, for those who hold a key.
 
-What is answered comes from the engine byte for byte, as it comes. Knows nothing of the page, before which it stands.
+What is answered comes from the engine byte for byte, as it comes. Knows nothing of the page.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import json
 import logging
 import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
-from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -30,8 +26,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from yarl import URL
 
-from vllm_space import engine, errors
-from vllm_space.client import CONNECT_TIMEOUT, Catalog, Model, Server
+from vllm_space import auth, errors
+from vllm_space.catalog import Catalog
+from vllm_space.client import CONNECT_TIMEOUT, Model, Server
 from vllm_space.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -55,7 +52,6 @@ PASSED_HEADERS = ("content-type", "accept", "accept-encoding", "x-request-id", "
 # Of the engine's answer.
 KEPT_HEADERS = ("content-type", "content-length", "content-encoding", "cache-control", "x-request-id", "retry-after")
 RETRY_AFTER = 5  # seconds that a client is told to wait for an engine that is down
-HEALTH_FRESH = 1.0  # seconds for which an engine's health is not asked for again
 # Seconds that an idle connection to an engine is kept: less than vLLM's own 5, or a request may meet its end.
 KEEP_ALIVE = 4
 STALE_WITHIN = 1.0  # seconds in which a kept connection shows that it was dead; later, the engine is
@@ -72,7 +68,7 @@ ANTHROPIC_ERRORS = {
 
 
 class Refusal(Exception):
-    """A request that this door answers itself: the HTTP status, a sentence, and OpenAI's word for it."""
+    """A request that the gateway answers itself: the HTTP status, a sentence, and OpenAI's word for it."""
 
     def __init__(self, status: int, message: str, code: str, **headers: object):
         super().__init__(message)
@@ -98,10 +94,10 @@ def _down(failure: errors.ModelError) -> Refusal:
     return Refusal(failure.status, str(failure), "engine_unavailable", retry_after=RETRY_AFTER)
 
 
-class Door:
-    """The API of this port, in front of one engine or several.
+class Gateway:
+    """ASGI: the API of this port, in front of one engine or several.
 
-    `counts` holds for each key's name how many requests it made ("requests"), how many of them this door
+    `counts` holds for each key's name how many requests it made ("requests"), how many of them the gateway
     refused ("refused"), and to how many no engine gave an answer ("failed").
     """
 
@@ -109,51 +105,41 @@ class Door:
         self.config = config
         self.catalog = catalog
         self.began = int(time.time())
-        self.keys = {}  # digest of the key -> its name
+        self.keys: dict[str, str] = {}  # key -> its name
         for number, secret in enumerate(config.api_keys, start=1):
             name, colon, key = secret.get_secret_value().partition(":")
-            self.keys[_digest(key if colon else name)] = name if colon and name else f"key {number}"
+            self.keys[key if colon else name] = name if colon and name else f"key {number}"
         self.counts = {name: Counter[str]() for name in self.keys.values()}
         self.limit = RateLimitItemPerMinute(config.api_rate_limit) if config.api_rate_limit else None
         self.limiter = MovingWindowRateLimiter(MemoryStorage())
         self.sessions: dict[str, aiohttp.ClientSession] = {}  # root of a server -> connections to it
-        self.health_lock = asyncio.Lock()
-        self.health: tuple[float, bool] = (-HEALTH_FRESH, False)  # when an engine was last asked; whether one answered
+        self.app = self._with_cors(self._answer)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
 
     @asynccontextmanager
-    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Stand before all of Gradio's app while it runs.
-
-        Behind it, Gradio's own CORS layer would open these paths to the scripts of every site.
-        """
+    async def lifespan(self) -> AsyncIterator[None]:
+        """Hold the connections to the engines for as long as the app runs."""
         for server in self.catalog.servers:
             self.sessions[server.url] = self._session(server)
-        page, api = app.middleware_stack, self._with_cors(self._answer)
-
-        async def choose(scope: Scope, receive: Receive, send: Send) -> None:
-            path = scope.get("path", "")
-            if scope["type"] != "http":
-                await page(scope, receive, send)
-            elif path == "/healthz":
-                await (await self.healthz())(scope, receive, send)
-            elif path in ALLOWED or path == "/v1" or path.startswith("/v1/"):
-                await api(scope, receive, send)
-            else:
-                await page(scope, receive, send)
-
-        app.middleware_stack = choose
         try:
             yield
         finally:
             for session in self.sessions.values():
                 await session.close()
 
+    @staticmethod
+    def serves(path: str) -> bool:
+        """Whether a path is the gateway's to answer."""
+        return path in ALLOWED or path == "/v1" or path.startswith("/v1/")
+
     def _session(self, server: Server) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=server.timeout),
             # No proxy and no .netrc between this page and an engine on the same machine.
-            trust_env=urlsplit(server.url).hostname not in ("127.0.0.1", "localhost", "::1"),
+            trust_env=not server.is_here,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
@@ -169,40 +155,6 @@ class Door:
             allow_headers=["*"],  # the clients send x-stainless-... of their own
             expose_headers=["x-request-id", "retry-after"],
         )
-
-    # -- /healthz --------------------------------------------------------------------------------------------
-
-    async def healthz(self) -> Response:
-        """200 when an engine answers, 503 with the reason when none does. Open to all; tells no more than that."""
-        status = engine.read_status(self.config.engine_run_dir)
-        if status and status.state != "ready":
-            reason = f"The engine is {status.state}" + (f": {status.phase}." if status.phase else ".")
-            return JSONResponse({"status": status.state, "reason": reason}, 503)
-        async with self.health_lock:  # however many poll, one asks
-            if time.monotonic() - self.health[0] >= HEALTH_FRESH:
-                answers = await asyncio.gather(*(self._answers(server) for server in self.catalog.servers))
-                self.health = (time.monotonic(), any(answers))
-        if self.health[1]:
-            return JSONResponse({"status": "ok"})
-        reason = errors.unreachable() if self.catalog.servers else errors.no_server()
-        return JSONResponse({"status": "down", "reason": str(reason)}, 503)
-
-    async def _answers(self, server: Server) -> bool:
-        status = await self._status(f"{server.url}/health", server)
-        if status == 503:  # vllm-router says so as soon as one of its replicas is down, though the others answer
-            status = await self._status(f"{server.url}/readiness", server)
-            return status == 200
-        return 0 < status < 500  # servers that are not vLLM may lack /health, and still answer
-
-    async def _status(self, url: str, server: Server) -> int:
-        """The HTTP status of an address, 0 where nothing answers."""
-        timeout = aiohttp.ClientTimeout(total=3)
-        with suppress(aiohttp.ClientError, asyncio.TimeoutError):
-            async with self.sessions[server.url].get(url, headers=server.headers, timeout=timeout) as answer:
-                return answer.status
-        return 0
-
-    # -- the engine's API ------------------------------------------------------------------------------------
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI: check key, path and body, then hand the request to the engine that has its model."""
@@ -240,11 +192,10 @@ class Door:
         """
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
         given = [request.headers.get("x-api-key", ""), bearer.strip() if scheme.lower() == "bearer" else ""]
-        digests = [_digest(key) for key in given]
         found = None
         for known, name in self.keys.items():
-            for digest in digests:
-                if hmac.compare_digest(known, digest):
+            for key in given:
+                if auth.same_secret(known, key):
                     found = name
         if found is None:
             message = "This needs one of the keys in API_KEYS: Authorization: Bearer KEY."
@@ -419,7 +370,7 @@ async def _read(request: Request) -> bytes:
     return bytes(body)
 
 
-class _Repeated(dict):
+class _Repeated(dict[str, Any]):
     """A JSON object that names a field twice. Two readers may read two different requests out of it."""
 
 
@@ -445,7 +396,3 @@ def _number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         return math.inf if isinstance(value, int) else 0
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "replace")).digest()

@@ -5,14 +5,18 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from datetime import datetime, timezone
+from typing import Any
 
 import gradio as gr
 import pandas as pd
 
-from vllm_space import auth, engine, engine_log, errors, hardware, ui_browser
+from vllm_space import auth, errors, hardware, run_dir
 from vllm_space.client import Model
-from vllm_space.metrics import Point, Recorder
-from vllm_space.ui_controls import AT_ONCE, Controls
+from vllm_space.metrics import Point, Recorder, Shared
+from vllm_space.page.controls import Controls
+from vllm_space.page.events import UNQUEUED, handler, http
+from vllm_space.page.javascript import call
+from vllm_space.page.theme import PLOT_COLORS
 
 EVERY = 2  # seconds between two updates of a tab that is looked at
 
@@ -22,7 +26,6 @@ PLOTS = {
     "Requests": ("requests", 4, {"running": "running", "waiting": "waiting"}),
     "KV cache in use": ("%", 10, {"kv_cache": "in use"}),
 }
-COLORS = {"generation": "#ea580c", "prompt": "#2563eb", "running": "#ea580c", "waiting": "#2563eb", "in use": "#ea580c"}
 
 
 class StatusTab:
@@ -30,6 +33,7 @@ class StatusTab:
         self.controls = controls
         self.config = controls.config
         self.guard = guard
+        self.gpus = Shared(lambda: hardware.gpus(self.config.engine_device))
         self.recorders = {server: Recorder(server) for server in controls.catalog.servers}
 
     def tab(self) -> None:
@@ -39,7 +43,7 @@ class StatusTab:
             self.plots = [
                 gr.LinePlot(
                     x="time", y="value", color="series", title=title, x_title=" ", y_title=unit, color_title=" ",
-                    color_map={name: COLORS[name] for name in series.values()}, height=240, min_width=260,
+                    color_map=dict(zip(series.values(), PLOT_COLORS, strict=False)), height=240, min_width=260,
                     elem_classes="plot", buttons=[], y_axis_format=",.0f",
                 )
                 for title, (unit, _, series) in PLOTS.items()
@@ -51,13 +55,14 @@ class StatusTab:
 
     def wire(self, tab: gr.Tab, others: list[gr.Tab]) -> None:
         shown = [self.facts, *self.plots, self.log_part, self.log]
-        tab.select(None, None, self.timer, js=ui_browser.START, **AT_ONCE)
+        tab.select(None, None, self.timer, js=call("startTimer"), **UNQUEUED)
         for event in (tab.select, self.timer.tick):
-            event(self.look, self.controls.model, shown, **AT_ONCE, preprocess=False)
+            event(self.look, self.controls.model, shown, **UNQUEUED, preprocess=False)
         for other in others:
-            other.select(None, None, self.timer, js=ui_browser.REST, **AT_ONCE)
+            other.select(None, None, self.timer, js=call("stopTimer"), **UNQUEUED)
 
-    def look(self, label: str | None, request: gr.Request) -> tuple:
+    @handler
+    def look(self, label: str | None, request: gr.Request) -> tuple[Any, ...]:
         """Everything on the tab, as it is now."""
         try:
             model = self.controls.catalog.find(label)
@@ -66,14 +71,14 @@ class StatusTab:
             model, points, problem = None, [], str(error)
         else:
             problem = ""
-        owner = self.guard.is_owner(request.request)
-        log = engine_log.tail(self.config.engine_run_dir) if owner else ""
+        owner = self.guard.is_owner(http(request))
+        log = run_dir.log_tail(self.config.engine_run_dir) if owner else ""
         return self.describe(model, problem), *self.frames(points), gr.Accordion(visible=owner), self.config.mask(log)
 
     def describe(self, model: Model | None, problem: str) -> str:
-        run_dir = self.config.engine_run_dir
+        folder = self.config.engine_run_dir
         rows = {"Engine": problem or "answers"}
-        if status := engine.read_status(run_dir):
+        if status := run_dir.read_status(folder):
             rows["Engine"] = f"{status.state}{': ' + status.phase if status.phase else ''} since {_since(status.since)}"
             rows["Restarts"] = f"{status.restarts}" + (
                 f"; the last time because {status.reason}" if status.reason else ""
@@ -82,10 +87,10 @@ class StatusTab:
             rows["Model"] = model.name
             if model.context_length:
                 rows["Context"] = f"{model.context_length:,} tokens"
-        if run_dir and (dtype := engine_log.dtype(run_dir)):
+        if folder and (dtype := run_dir.dtype(folder)):
             rows["Number format"] = dtype
-        if run_dir:  # elsewhere the engine's machine is another one
-            gpus = hardware.gpus() if self.config.engine_device != "cpu" else []
+        if folder:  # else the engine runs on another machine
+            gpus = self.gpus.get()
             for gpu in gpus:
                 used = gpu.memory_total - gpu.memory_free
                 rows[gpu.name] = f"{used / 1024:.1f} of {gpu.memory_total / 1024:.1f} GiB in use"

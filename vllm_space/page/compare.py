@@ -10,11 +10,13 @@ from typing import Any
 
 import gradio as gr
 
-from vllm_space import conversation, errors
-from vllm_space.client import Stream
-from vllm_space.conversation import History
+from vllm_space import errors
+from vllm_space.generation import Request
+from vllm_space.page import conversation
+from vllm_space.page.controls import Controls
+from vllm_space.page.conversation import History
+from vllm_space.page.events import STREAM, UNQUEUED, handler
 from vllm_space.streaming import Answer
-from vllm_space.ui_controls import AT_ONCE, STREAM, Controls, ends_with_its_event
 
 COLUMNS = 4
 SHOWN_AT_FIRST = 2
@@ -66,30 +68,37 @@ class CompareTab:
         answers = [answer for *_, answer in self.columns]
         inputs = [self.prompt, self.shown, *own, *self.controls.sampling]
         running = self.prompt.submit(self.answer, inputs, answers, **STREAM)
-        self.stop.click(None, cancels=[running], **AT_ONCE)
+        self.stop.click(None, cancels=[running], **UNQUEUED)
         columns = [column for column, *_ in self.columns]
-        self.more.click(self.add, self.shown, [self.shown, *columns, self.more], **AT_ONCE)
+        self.more.click(self.add, self.shown, [self.shown, *columns, self.more], **UNQUEUED)
 
-    @ends_with_its_event
+    @handler
     def answer(self, request: gr.Request, prompt: str, shown: int, *values: Any) -> Iterator[list[History]]:
         """The answers of all columns to the prompt, as they grow."""
         if not prompt.strip():
-            raise gr.Error("Type a prompt first.", print_exception=False)
+            raise errors.Refused("Type a prompt first.")
         history = [conversation.message("user", prompt)]
-        answers: dict[int, Answer] = {}  # of the columns that cannot even begin
-        streams: dict[int, Stream] = {}
-        offered = self.each([model.label for model in self.controls.catalog.models()])
-        for number in range(shown):
-            model, temperature, system_prompt = values[3 * number : 3 * number + 3]
-            model = model or offered[number]  # asked before the page has heard which models there are
-            messages = conversation.to_messages(history, system_prompt or "")
-            try:
-                streams[number] = self.controls.stream(messages, model, values[3 * COLUMNS :], temperature=temperature)
-            except errors.SpaceError as error:
-                answers[number] = Answer(error=str(error), ended=True)
-        for growing in self.controls.streams.follow_all(list(streams.values()), self.controls.visitor(request)):
-            now = answers | dict(zip(streams, growing, strict=True))
-            yield [history + self._shown(now[n]) if n in now else [] for n in range(COLUMNS)]
+        *columns, common = self._by_column(shown, values)
+        requests = [
+            Request(
+                conversation.to_messages(history),
+                model or offered,  # asked before the page has heard which models there are
+                self.controls.sampling_of(common) | {"temperature": temperature},
+                system_prompt or "",
+            )
+            for (model, temperature, system_prompt), offered in zip(columns, self.each(self._labels()), strict=False)
+        ]
+        for answers in self.controls.generation.answers(requests, self.controls.visitor(request)):
+            conversations = [history + self._shown(answer) for answer in answers]
+            yield conversations + [[] for _ in range(COLUMNS - shown)]
+
+    @staticmethod
+    def _by_column(shown: int, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """The values of each column that is shown (model, temperature, system prompt); last, the common ones."""
+        return [*(values[3 * number : 3 * number + 3] for number in range(shown)), values[3 * COLUMNS :]]
+
+    def _labels(self) -> list[str]:
+        return [model.label for model in self.controls.catalog.models()]
 
     @staticmethod
     def _shown(answer: Answer) -> History:
@@ -97,7 +106,8 @@ class CompareTab:
             {**one, "options": None} for one in conversation.shown(answer, answer.ended)
         ]  # nothing is continued here
 
-    def add(self, shown: int) -> tuple:
+    @handler
+    def add(self, shown: int) -> tuple[Any, ...]:
         shown = min(shown + 1, COLUMNS)
         return shown, *(gr.Column(visible=n < shown) for n in range(COLUMNS)), gr.Button(interactive=shown < COLUMNS)
 

@@ -12,12 +12,16 @@ from typing import Any
 
 import gradio as gr
 
-from vllm_space import conversation, errors, ui_browser
-from vllm_space.conversation import History
+from vllm_space import errors
+from vllm_space.generation import Request
+from vllm_space.page import conversation
+from vllm_space.page.controls import Controls
+from vllm_space.page.conversation import History
+from vllm_space.page.events import STREAM, UNQUEUED, UNQUEUED_RAW, handler
+from vllm_space.page.javascript import call
 from vllm_space.streaming import Answer
-from vllm_space.ui_controls import AT_ONCE, RAW, STREAM, Controls, ends_with_its_event
 
-LATEX = [
+LATEX: list[dict[str, str | bool]] = [
     {"left": "$$", "right": "$$", "display": True},
     {"left": "\\[", "right": "\\]", "display": True},
     {"left": "\\(", "right": "\\)", "display": False},
@@ -80,14 +84,14 @@ class ChatTab:
     def wire(self) -> None:
         inputs = [self.controls.system_prompt, self.controls.model, *self.controls.sampling]
         begin = [self.chatbot.retry, self.chatbot.edit, self.chatbot.example_select, self.chatbot.option_select]
-        gr.on(begin, None, None, self.message, js=ui_browser.ANSWERING, **AT_ONCE)
+        gr.on(begin, None, None, self.message, js=call("answering"), **UNQUEUED)
         sent = self.message.submit(
             None, [self.message, self.chatbot], [self.sent, self.chatbot, self.message],
-            js=ui_browser.SEND, **AT_ONCE,
+            js=call("send"), **UNQUEUED,
         )  # fmt: skip
         answer = sent.success(self.submit, [self.sent, self.chatbot, *inputs], self.chatbot, **STREAM)
         back = [self.chatbot, self.message]
-        answer.failure(None, [self.sent, self.chatbot], back, js=ui_browser.NOT_SENT, **AT_ONCE)
+        answer.failure(None, [self.sent, self.chatbot], back, js=call("takeBack"), **UNQUEUED)
         running = [
             answer,
             self.chatbot.retry(self.retry, [self.chatbot, *inputs], self.chatbot, **STREAM),
@@ -95,53 +99,48 @@ class ChatTab:
             self.chatbot.example_select(self.example, inputs, self.chatbot, **STREAM),
             self.chatbot.option_select(self.go_on, [self.chatbot, *inputs], self.chatbot, **STREAM),
         ]
-        self.message.stop(None, cancels=running, **AT_ONCE)  # which is a failure as well
+        self.message.stop(None, cancels=running, **UNQUEUED)  # which is a failure as well
         for event in running[1:]:
-            event.failure(
-                None, None, self.message, js=ui_browser.READY, **AT_ONCE
-            )  # Gradio's then() leaves failures out
+            event.failure(None, None, self.message, js=call("ready"), **UNQUEUED)  # Gradio's then() leaves failures out
         for event in running:
             # Kept when the answer is there, so that nothing stands before its first token.
-            self.keep_after(event.then(None, None, self.message, js=ui_browser.READY, **AT_ONCE))
-        self.keep_after(self.chatbot.undo(self.undo_turn, self.chatbot, [self.chatbot, self.message], **AT_ONCE))
+            self.keep_after(event.then(None, None, self.message, js=call("ready"), **UNQUEUED))
+        self.keep_after(self.chatbot.undo(self.undo_turn, self.chatbot, [self.chatbot, self.message], **UNQUEUED))
 
         place = [self.kept, self.conversations]
         gr.on(
             [self.new.click, self.chatbot.clear], None, None, [self.chatbot, self.conversations, self.delete],
-            cancels=running, js=ui_browser.START_ANEW, **AT_ONCE,
+            cancels=running, js=call("startNew"), **UNQUEUED,
         )  # fmt: skip
         self.conversations.input(
             self.open, place, [self.chatbot, self.controls.system_prompt, self.delete],
-            cancels=running, js=ui_browser.OPEN, **RAW,
+            cancels=running, js=call("open"), **UNQUEUED_RAW,
         )  # fmt: skip
         self.delete.click(
             None, place, [self.kept, self.chatbot, self.conversations, self.delete],
-            cancels=running, js=ui_browser.FORGET, **AT_ONCE,
+            cancels=running, js=call("remove"), **UNQUEUED,
         )  # fmt: skip
         whole = [self.chatbot, self.controls.system_prompt]
         for button, write in ((self.as_markdown, self.write_markdown), (self.as_json, self.write_json)):
-            button.click(write, whole, self.download, **AT_ONCE).success(None, js=ui_browser.CLICK_DOWNLOAD, **AT_ONCE)
+            button.click(write, whole, self.download, **UNQUEUED).success(None, js=call("clickDownload"), **UNQUEUED)
         imported = self.upload.upload(
-            self.import_file, self.upload, [*whole, self.conversations], cancels=running, **AT_ONCE
+            self.import_file, self.upload, [*whole, self.conversations], cancels=running, **UNQUEUED
         )
         self.keep_after(imported)
 
     def keep_after(self, event: Any) -> None:
         """Let the browser keep the conversation when `event` has succeeded, or was ended by Stop."""
         written = event.then(
-            self.written, [self.chatbot, self.controls.system_prompt, self.conversations], self.now, **RAW
+            self.written, [self.chatbot, self.controls.system_prompt, self.conversations], self.now, **UNQUEUED_RAW
         )
         place = [self.kept, self.conversations, self.delete, self.controls.again]
-        written.success(None, [self.now, self.kept], place, js=ui_browser.KEEP, **AT_ONCE)
+        written.success(None, [self.now, self.kept], place, js=call("store"), **UNQUEUED)
 
-    @ends_with_its_event
+    @handler
     def submit(self, request: gr.Request, value: dict[str, Any], history: History, *controls: Any) -> Iterator[History]:
         """Answer what was typed and attached; the browser has shown it at the end of the conversation already."""
-        try:
-            files = [one["path"] for one in value["files"]]
-            said = conversation.question(value["text"], files, self.takes_images(controls[1]))
-        except errors.Refused as error:
-            raise gr.Error(str(error), print_exception=False) from None
+        files = [one["path"] for one in value["files"]]
+        said = conversation.question(value["text"], files, self.takes_images(controls[1]))
         yield from self.answered(request, [*history[:-1], said], *controls)
 
     def send(self, request: gr.Request, said: dict[str, Any], history: History, *controls: Any) -> Iterator[History]:
@@ -157,10 +156,10 @@ class ChatTab:
             yield history + conversation.shown(answer)
         yield history + conversation.shown(answer, ended=True)
 
-    @ends_with_its_event
+    @handler
     def go_on(self, data: gr.SelectData, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
         """Continue the last answer, which stopped at max tokens, in place."""
-        *history, last = history
+        *history, last = conversation.unfinished(history)
         before = conversation.text(last)
         yield [*history, conversation.message("assistant", before)]
         answer = Answer()
@@ -168,21 +167,22 @@ class ChatTab:
             yield history + conversation.shown(answer, before=before)
         yield history + conversation.shown(answer, ended=True, before=before)
 
-    @ends_with_its_event
+    @handler
     def retry(self, data: gr.RetryData, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
         turn = conversation.turn(history, data.index)
         yield from self.send(request, history[turn], history[:turn], *controls)
 
-    @ends_with_its_event
+    @handler
     def edit(self, data: gr.EditData, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
         turn = conversation.turn(history, data.index)
         yield from self.send(request, conversation.edited(history[turn], data.value), history[:turn], *controls)
 
-    @ends_with_its_event
+    @handler
     def example(self, data: gr.SelectData, request: gr.Request, *controls: Any) -> Iterator[History]:
-        yield from self.send(request, conversation.message("user", data.value["text"]), [], *controls)
+        yield from self.send(request, conversation.message("user", conversation.example(data.value)), [], *controls)
 
-    def undo_turn(self, data: gr.UndoData, history: History) -> tuple[History, dict]:
+    @handler
+    def undo_turn(self, data: gr.UndoData, history: History) -> tuple[History, dict[str, Any]]:
         """Take the last turn back; its message returns to the text box, ready to be changed."""
         turn = conversation.turn(history, data.index)
         files = [part["file"]["path"] for part in history[turn]["content"] if part["type"] == "file"]
@@ -191,8 +191,9 @@ class ChatTab:
     def _answer(
         self, request: gr.Request, history: History, system_prompt: str | None, model: str | None, *values: Any
     ) -> Iterator[Answer]:
-        messages = conversation.to_messages(history, system_prompt or "")
-        yield from self.controls.answer(request, messages, model, values)
+        sampling = self.controls.sampling_of(values)
+        asked = Request(conversation.to_messages(history), model, sampling, system_prompt or "")
+        yield from self.controls.generation.answer(asked, self.controls.visitor(request))
 
     def takes_images(self, model: str | None) -> bool:
         try:
@@ -206,6 +207,7 @@ class ChatTab:
 
     # -- conversations -----------------------------------------------------------------------------------------
 
+    @handler
     def written(self, history: History, system_prompt: str, ident: str | None) -> dict[str, Any] | None:
         """The conversation as the browser keeps it, new or known; None where there is nothing to keep."""
         if not history or history[-1]["role"] == "user":
@@ -215,29 +217,27 @@ class ChatTab:
             self.controls.catalog.expire()
         return conversation.written(history, system_prompt, ident or secrets.token_hex(8)) | {"failed": failed}
 
-    def open(self, messages: list, ident: str) -> tuple:
-        history, system_prompt = self._read(conversation.from_json, messages)
+    @handler
+    def open(self, messages: Any, ident: Any) -> tuple[Any, ...]:
+        history, system_prompt = conversation.from_json(messages, self.chatbot.GRADIO_CACHE)
         return history, system_prompt, gr.Button(interactive=True)
 
+    @handler
     def import_file(self, path: str) -> tuple[History, str, None]:
-        return *self._read(conversation.read_file, path), None
+        return *conversation.read_file(path, self.chatbot.GRADIO_CACHE), None
 
-    def _read(self, how: Any, what: Any) -> tuple[History, str]:
-        try:
-            return how(what, self.chatbot.GRADIO_CACHE)
-        except errors.Refused as error:
-            raise gr.Error(str(error), print_exception=False) from None
-
+    @handler
     def write_markdown(self, history: History, system_prompt: str) -> str:
         return self._write(history, "md", conversation.to_markdown(history, system_prompt))
 
+    @handler
     def write_json(self, history: History, system_prompt: str) -> str:
         messages = conversation.to_json(history, system_prompt)
         return self._write(history, "json", json.dumps({"messages": messages}, indent=2, ensure_ascii=False))
 
     def _write(self, history: History, ending: str, content: str) -> str:
         if not history:
-            raise gr.Error("There is nothing to export yet.", print_exception=False)
+            raise errors.Refused("There is nothing to export yet.")
         name = re.sub(r"\W+", "-", conversation.title(history)).strip("-") or "conversation"
         path = Path(tempfile.mkdtemp(dir=Path(self.chatbot.GRADIO_CACHE)), f"{name}.{ending}")
         path.write_text(content, encoding="utf-8")

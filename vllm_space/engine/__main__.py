@@ -1,0 +1,29 @@
+"""`python -m vllm_space.engine`: start the engine and keep it running until a signal comes.
+
+Exit code 1 with one sentence if it cannot be started or died too often.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from vllm_space import errors, prctl, settings
+from vllm_space.engine import supervisor
+
+
+def main() -> None:
+    prctl.die_with_parent()
+    prctl.adopt_orphans()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    config = settings.load()
+    try:
+        supervisor.supervise(config)
+    except errors.SpaceError as error:
+        sys.exit(f"ERROR: {config.mask(str(error))}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
