@@ -1,127 +1,39 @@
-"""Fixtures: one real vLLM for the whole session, booted by ./start.sh; scripted engines for faults; a browser.
+"""Fixtures: programs under test, one real vLLM for the whole session booted by ./start.sh, and a browser.
 
 Nothing is left behind: every process started here is a group of its own and is ended with the test.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psutil
 import pytest
 import requests
-import unprivileged
-from playwright.sync_api import Page, expect
 
-ROOT = Path(__file__).resolve().parent.parent
-API_KEY = "key-of-the-tests"
+pytest.register_assert_rewrite("support")
+
+from support import unprivileged  # noqa: E402
+from support.programs import API_KEY, ROOT, START, Program, Space, free_port, wait_for  # noqa: E402
+
+if TYPE_CHECKING:  # the fast tests run where there is no Playwright
+    from playwright.sync_api import Page
+
 OPENAI_JS = "openai@7.57.0"
-BOOT_TIMEOUT = 400  # seconds; a warm boot takes about 40 here
 
-# What a test may inherit: never the owner's variables, and no network beyond loopback.
-CLEAN = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME") if name in os.environ}
-CLEAN |= {
-    "PYTHON": sys.executable,
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "HF_HUB_OFFLINE": "1",
-    "GRADIO_ANALYTICS_ENABLED": "False",
-}
+# What an item needs, told by the fixtures that it uses: fixture -> marker
+NEEDS = {"chromium": "browser", "space": "vllm", "node_modules": "registry"}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(condition: Callable[[], object], timeout: float, what: str) -> object:
-    """Poll until `condition` gives something true, and return that."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        with contextlib.suppress(requests.RequestException):
-            if value := condition():
-                return value
-        time.sleep(0.1)
-    raise AssertionError(f"{what}: not within {timeout} s")
-
-
-def at_work(engine_url: str) -> float:
-    """How many requests an engine runs or keeps waiting, by its own gauges."""
-    lines = requests.get(f"{engine_url}/metrics", timeout=5).text.splitlines()
-    names = ("vllm:num_requests_running", "vllm:num_requests_waiting{")
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(names))
-
-
-def _hear_ctrl_c() -> None:
-    """What a shell starts in the background ignores SIGINT, and so would all that it starts."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-class Program:
-    """A program under test, its output in a file. Ends with everything it started."""
-
-    def __init__(self, command: list[str], log: Path, env: dict[str, str], cwd: Path = ROOT):
-        self.log = log
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                env=CLEAN | env, cwd=cwd, start_new_session=True, preexec_fn=_hear_ctrl_c,
-            )  # fmt: skip
-
-    @property
-    def output(self) -> str:
-        return self.log.read_text(errors="replace")
-
-    def family(self) -> list[psutil.Process]:
-        """The process and everything below it that still lives."""
-        try:
-            top = psutil.Process(self.process.pid)
-            found = [top, *top.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
-        return [one for one in found if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-
-    def wait_until_up(self, url: str, timeout: float = BOOT_TIMEOUT) -> None:
-        def answers() -> bool:
-            assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.output}"
-            return requests.get(f"{url}/healthz", timeout=5).ok
-
-        try:
-            wait_for(answers, timeout, url)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.output}") from None
-
-    def check_clean_end(self) -> None:
-        """SIGTERM ends it and everything it started within 10 s."""
-        family = self.family()
-        self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(10) == 128 + signal.SIGTERM
-        assert [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
-
-    def stop(self) -> None:
-        family = self.family()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(15)
-        for one in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for fixture in NEEDS.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(NEEDS[fixture])
 
 
 def _programs(folder: Path) -> Iterator[Callable[..., Program]]:
@@ -175,27 +87,12 @@ def shared_page(shared_program: Callable[..., Program]) -> Callable[..., str]:
     return partial(_page, shared_program)
 
 
-@dataclass(frozen=True)
-class Space:
-    """The whole thing, as ./start.sh runs it with the demo model on a real vLLM."""
-
-    url: str
-    engine_url: str
-    engine_key: str
-    program: Program
-
-    @property
-    def auth(self) -> dict[str, str]:
-        """Headers for the engine asked directly."""
-        return {"Authorization": f"Bearer {self.engine_key}"}
-
-
 @pytest.fixture(scope="session")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
     port, engine_port = free_port(), free_port()
     log = tmp_path_factory.mktemp("space") / "start.log"
     env = {"ENGINE_PORT": str(engine_port), "API_KEYS": f"tester:{API_KEY}"}
-    running = Program(["bash", str(ROOT / "start.sh"), "--port", str(port)], log, env)
+    running = Program([*START, "--port", str(port)], log, env)
     try:
         running.wait_until_up(f"http://127.0.0.1:{port}")
         app = next(one for one in running.family() if any("app.py" in part for part in one.cmdline()))
@@ -208,7 +105,7 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[object]:
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=15_000)  # a busy machine takes its time
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -221,6 +118,8 @@ def chromium() -> Iterator[object]:
 @pytest.fixture
 def visit(chromium):
     """Open an address as a visitor: visit(url) -> Page, which must stay free of requests to other hosts."""
+    from playwright.sync_api import expect
+
     contexts, outside = [], []
 
     def open_page(url: str, width: int = 1280, **context_options: Any) -> Page:
@@ -236,13 +135,6 @@ def visit(chromium):
     for context in contexts:
         context.close()
     assert [url for url in outside if not url.startswith(("data:", "blob:"))] == []
-
-
-def ask(page: Page, text: str) -> None:
-    """Send a message in the chat, once the answer before it is over: its numbers stand there some ms earlier."""
-    page.get_by_placeholder("Type a message").fill(text)
-    expect(page.locator("#message .stop-button")).to_have_count(0)
-    page.keyboard.press("Enter")
 
 
 @pytest.fixture(scope="session")

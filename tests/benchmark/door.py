@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from conftest import API_KEY, ROOT, Program, free_port
+from support.programs import API_KEY, START, Program, free_port
 
 TOKENS = (64, 192)  # of an answer: least and most
 PACED_TOKENS, PACE = 128, 50  # of an answer of the scripted engine, and its tokens a second
@@ -144,7 +144,7 @@ def main() -> None:
     finally:
         paced.stop()
 
-    start = ("bash", str(ROOT / "start.sh"), "--port", str(port))
+    start = (*START, "--port", str(port))
     with running(*start, url=url, ENGINE_PORT=str(engine_port), API_KEYS=API_KEY) as space:
         app = next(one for one in space.family() if any("app.py" in part for part in one.cmdline()))
         key, model = app.environ()["MODEL_API_KEY"], "vllm-space-demo"

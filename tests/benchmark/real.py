@@ -22,7 +22,7 @@ from statistics import median
 
 import aiohttp
 from browser import Visitor
-from door import ROOT, come_first, running
+from door import START, come_first, running
 from page import config_of, free_port
 
 QUESTION = "Tell me everything about this Space."
@@ -135,7 +135,7 @@ def main() -> None:
     url, engine_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{engine_port}"
     env = {name: os.environ[name] for name in KEPT if name in os.environ}
     env |= {"ENGINE_PORT": str(engine_port), "MAX_CONCURRENCY": "1000", "MAX_QUEUE": "1000"}
-    with running("bash", str(ROOT / "start.sh"), "--port", str(port), url=url, **env) as space:
+    with running(*START, "--port", str(port), url=url, **env) as space:
         app = next(one for one in space.family() if any("app.py" in part for part in one.cmdline()))
         rows = asyncio.run(measure(url, engine_url, app.environ()["MODEL_API_KEY"], options.streams))
     if options.json:

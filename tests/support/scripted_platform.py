@@ -1,0 +1,107 @@
+"""What stands before a Space on Hugging Face: a reverse proxy with TLS that adds the platform's headers, and on another
+site the Hub's page, which shows the Space in a frame. Both on this machine.
+"""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+
+from support.aiohttp_server import serving
+
+# Browsers take every name under localhost for this machine, and two names for two sites.
+SPACE_NAME = "me-my-space.localhost"
+HUB_NAME = "hub.localhost"
+VISITOR = "203.0.113.7"  # an address of documentation's
+HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "upgrade", "te", "trailer", "content-length"}
+SESSION = web.AppKey("session", aiohttp.ClientSession)
+FRAME = '<!doctype html><title>Hub</title><iframe src="https://{}/" style="width:100%;height:90vh;border:0"></iframe>'
+
+
+@dataclass
+class Platform:
+    space_port: int | None  # where the Space listens; may be told after the proxy is up
+    port: int = 0
+
+    @property
+    def space_host(self) -> str:
+        """What the platform says in SPACE_HOST (there without a port)."""
+        return f"{SPACE_NAME}:{self.port}"
+
+    @property
+    def hub_page(self) -> str:
+        return f"https://{HUB_NAME}:{self.port}/spaces/me/my-space"
+
+    @property
+    def url(self) -> str:
+        """The Space's address for programs, which do not know names under localhost."""
+        return f"https://127.0.0.1:{self.port}"
+
+
+def certificate(folder: Path) -> ssl.SSLContext:
+    """A certificate that nobody trusts."""
+    key, cert = folder / "key.pem", folder / "cert.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={SPACE_NAME}",
+         "-keyout", str(key), "-out", str(cert)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+    return context
+
+
+@contextmanager
+def platform(folder: Path, space_port: int | None = None, prefix: str = "") -> Iterator[Platform]:
+    """Serve the Space at `space_port`; with a prefix, under that path only, which it takes off (as nginx would)."""
+    site = Platform(space_port)
+
+    async def forward(request: web.Request) -> web.StreamResponse:
+        if request.host.startswith(HUB_NAME):
+            return web.Response(text=FRAME.format(f"{site.space_host}{prefix}"), content_type="text/html")
+        if not request.raw_path.startswith(prefix):
+            return web.Response(status=418, text=f"{request.path} is not under {prefix}")
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
+        came_from = request.headers.get("X-Forwarded-For")
+        headers |= {
+            "X-Forwarded-For": f"{came_from}, {VISITOR}" if came_from else VISITOR,
+            "X-Forwarded-Proto": "https",
+            "X-Forwarded-Host": request.host,
+            "X-Forwarded-Port": str(site.port),
+            "X-Request-Id": "Root=1-rehearsal",
+        }
+        address = f"http://127.0.0.1:{site.space_port}{request.raw_path.removeprefix(prefix) or '/'}"
+        body = await request.read()
+        try:
+            async with request.app[SESSION].request(
+                request.method, address, headers=headers, data=body, allow_redirects=False
+            ) as answer:
+                response = web.StreamResponse(status=answer.status)
+                for name, value in answer.headers.items():
+                    if name.lower() not in HOP_BY_HOP:
+                        response.headers.add(name, value)
+                await response.prepare(request)
+                with suppress(aiohttp.ClientPayloadError):  # the Space ended in mid-stream
+                    async for chunk in answer.content.iter_any():
+                        await response.write(chunk)
+                return response
+        except aiohttp.ClientConnectorError:
+            return web.Response(status=503, text="the Space does not answer")
+
+    async def session(app: web.Application) -> AsyncIterator[None]:
+        app[SESSION] = aiohttp.ClientSession(auto_decompress=False, timeout=aiohttp.ClientTimeout(total=None))
+        yield
+        await app[SESSION].close()
+
+    app = web.Application(client_max_size=2**28)
+    app.router.add_route("*", "/{path:.*}", forward)
+    app.cleanup_ctx.append(session)
+    with serving(app, certificate(folder)) as site.port:
+        yield site

@@ -1,0 +1,56 @@
+"""Many visitors of the page at once, without a browser, and the ways in which they stop an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import aiohttp
+from benchmark.browser import Visitor
+
+LIMIT = {1: 2, 64: 20}  # streams -> seconds; they took 0.2 and 0.8 s, but on busy cores anything may wait
+# Nothing may end an answer before the visitor does: words become likelier with each use, so it turns in circles.
+ENDLESS = {"Temperature": "0", "Frequency penalty": "-2", "Max tokens": "1900"}
+
+
+def connections():
+    # Each request on a connection of its own, which ends with it, as those of a closed tab do.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60))
+
+
+async def arrive(http, url, count):
+    """So many visitors on the page."""
+    async with http.get(f"{url}/config") as answer:
+        config = await answer.text()
+    visitors = [Visitor(http, url, json.loads(config)) for _ in range(count)]
+    for visitor in visitors:
+        visitor.values |= {visitor.labels[label]: value for label, value in ENDLESS.items()}
+        await visitor.arrive()
+    return visitors
+
+
+async def until(condition, timeout=50):
+    """Wait until the condition holds: the seconds it took."""
+    began = time.monotonic()
+    while not await asyncio.to_thread(condition):
+        assert time.monotonic() - began < timeout
+        await asyncio.sleep(0.02)
+    return time.monotonic() - began
+
+
+def in_a_thread(run):
+    """Run it in a thread of its own, since the browser of other tests has an event loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, run).result()
+
+
+async def stopped(visitors, answers):
+    await asyncio.gather(*(visitor.stop() for visitor in visitors))
+
+
+async def gone(visitors, answers):
+    for answer in answers:
+        answer.cancel()  # which closes its connection

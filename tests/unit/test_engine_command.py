@@ -1,0 +1,166 @@
+"""engine.py and hardware.py: which command line and environment the engine gets, by settings and hardware."""
+
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+
+from vllm_space import engine, errors, hardware, settings
+from vllm_space.hardware import Gpu
+
+
+def gpu(name="NVIDIA L4", capability=8.9) -> Gpu:
+    return Gpu(name, 24000, 23000, capability, "580.1")
+
+
+def config(**values) -> settings.Settings:
+    return settings.Settings(_env_file=None, **values)
+
+
+def command(gpus=(), **values) -> str:
+    line = engine.command(config(**values), list(gpus))
+    return shlex.join(line[1:])  # without the interpreter
+
+
+OPENAI = "-m vllm.entrypoints.openai.api_server"
+END = "--allowed-media-domains none.invalid --disable-uvicorn-access-log"
+QWEN = settings.DEFAULT_GPU_MODEL
+
+
+@pytest.mark.parametrize(
+    ("gpus", "values", "expected"),
+    [
+        pytest.param(
+            [], {},
+            f"{OPENAI} --model {settings.DEMO_MODEL} --host 127.0.0.1 --port 8000 --served-model-name vllm-space-demo "
+            f"--max-model-len -1 --enforce-eager {END}", id="no GPU: the demo model",
+        ),
+        pytest.param(
+            [gpu()], {},
+            f"{OPENAI} --model {QWEN} --host 127.0.0.1 --port 8000 --served-model-name {QWEN} --max-model-len -1 "
+            f"--tensor-parallel-size 1 {END}", id="one GPU",
+        ),
+        pytest.param(
+            [gpu("Tesla T4", 7.5)], {},
+            f"{OPENAI} --model {QWEN} --host 127.0.0.1 --port 8000 --served-model-name {QWEN} --dtype half "
+            f"--max-model-len -1 --tensor-parallel-size 1 {END}", id="T4: no bfloat16",
+        ),
+        pytest.param(
+            [gpu()] * 3,
+            {"model_id": "a/b", "max_model_len": 8192, "gpu_memory_utilization": 0.8, "quantization": "fp8"},
+            f"{OPENAI} --model a/b --host 127.0.0.1 --port 8000 --served-model-name a/b --quantization fp8 "
+            f"--max-model-len 8192 --gpu-memory-utilization 0.8 --tensor-parallel-size 2 {END}",
+            id="three GPUs: two of them",
+        ),
+        pytest.param(
+            [gpu()] * 8,
+            {"model_id": "a/b", "model_revision": "v2", "tensor_parallel_size": 4, "dtype": "bfloat16",
+             "trust_remote_code": True, "reasoning_parser": "qwen3", "tool_call_parser": "hermes",
+             "engine_port": 9000, "engine_args": "--max-num-seqs 8 --dtype auto"},
+            f"{OPENAI} --model a/b --host 127.0.0.1 --port 9000 --served-model-name a/b --revision v2 --dtype bfloat16 "
+            "--max-model-len -1 --tensor-parallel-size 4 --trust-remote-code --reasoning-parser qwen3 "
+            f"--tool-call-parser hermes --enable-auto-tool-choice {END} "
+            "--max-num-seqs 8 --dtype auto", id="the owner's flags come last",
+        ),
+        pytest.param(
+            [gpu()] * 2, {"model_id": "a/b", "engine_device": "cpu"},
+            f"{OPENAI} --model a/b --host 127.0.0.1 --port 8000 --served-model-name a/b --max-model-len -1 "
+            f"--enforce-eager {END}", id="the CPU although there are GPUs",
+        ),
+        pytest.param(
+            [gpu()], {"model_id": "a/b", "engine_module": "vllm.entrypoints.api_server", "reasoning_parser": "qwen3"},
+            "-m vllm.entrypoints.api_server --model a/b --host 127.0.0.1 --port 8000 --served-model-name a/b "
+            "--max-model-len -1 --tensor-parallel-size 1", id="the legacy server lacks some flags",
+        ),
+    ],
+)  # fmt: skip
+def test_command_line(gpus, values, expected):
+    assert command(gpus, **values) == expected
+
+
+def test_secrets_are_in_the_environment_and_not_on_the_command_line():
+    secret = config(hf_token="hf_marked", model_api_key="engine-marked")
+    assert "marked" not in " ".join(engine.command(secret, []))
+    env = engine.environment(secret, [])
+    assert (env["HF_TOKEN"], env["VLLM_API_KEY"]) == ("hf_marked", "engine-marked")
+
+
+def test_no_usage_statistics_unless_the_owner_wants_them(monkeypatch):
+    monkeypatch.delenv("VLLM_NO_USAGE_STATS", raising=False)
+    assert engine.environment(config(), [])["VLLM_NO_USAGE_STATS"] == "1"
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "0")
+    assert engine.environment(config(), [])["VLLM_NO_USAGE_STATS"] == "0"
+
+
+def test_without_nvcc_no_sampler_that_needs_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "none"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert engine.environment(config(), [gpu()])["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+    (tmp_path / "nvcc").touch(0o755)
+    assert "VLLM_USE_FLASHINFER_SAMPLER" not in engine.environment(config(), [gpu()])
+
+
+def test_on_a_share_of_a_machine_the_cpu_engine_takes_no_more_threads(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    assert "OMP_NUM_THREADS" not in engine.environment(config(), [])
+    monkeypatch.setenv("SPACE_ID", "me/my-space")
+    monkeypatch.setenv("CPU_CORES", "8")
+    env = engine.environment(config(), [])
+    assert (env["VLLM_CPU_OMP_THREADS_BIND"], env["OMP_NUM_THREADS"]) == ("nobind", "7")
+    assert "OMP_NUM_THREADS" not in engine.environment(config(), [gpu()])  # with a GPU, vLLM itself sees to it
+    monkeypatch.setenv("CPU_CORES", "64")
+    assert "OMP_NUM_THREADS" not in engine.environment(config(), [])
+
+
+def test_the_cpu_engine_leaves_a_core_to_the_page(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5})
+    assert engine.cores(config(), []) == {0, 3}
+    assert engine.cores(config(), [gpu()]) == {0, 3, 5}
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0-5")
+    assert engine.cores(config(), []) == {0, 3, 5}
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7})
+    assert engine.cores(config(), []) == {7}
+
+
+def test_a_local_model_is_served_under_its_own_name_without_the_path(tmp_path):
+    model = tmp_path / "my-model"
+    model.mkdir()
+    assert engine.served_model_name(str(model)) == "my-model"
+
+
+def fake_nvidia_smi(folder: Path, output: str, code: int = 0) -> None:
+    script = folder / "nvidia-smi"
+    script.write_text(f"#!/bin/sh\ncat <<'EOF'\n{output}\nEOF\nexit {code}\n")
+    script.chmod(0o755)
+
+
+def test_gpus_are_read_from_nvidia_smi(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    fake_nvidia_smi(
+        tmp_path, "Tesla T4, 15360, 14900, 7.5, 535.1\nNVIDIA L4, 23034, 22000, 8.9, 535.1\nlost, [N/A], 0, 0, 0"
+    )
+    assert hardware.gpus() == [
+        Gpu("Tesla T4", 15360, 14900, 7.5, "535.1"),
+        Gpu("NVIDIA L4", 23034, 22000, 8.9, "535.1"),
+    ]
+    fake_nvidia_smi(tmp_path, "No devices were found", code=6)
+    assert hardware.gpus() == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "expected"),
+    [
+        (["INFO fine", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB."], 1, "smaller MODEL_ID"),
+        (["ValueError: No available memory for the cache blocks."], 1, "MAX_MODEL_LEN"),
+        (["api_server.py: error: unrecognized arguments: --no-such-flag"], 2, "--no-such-flag"),
+        (["OSError: [Errno 28] No space left on device"], 1, "the disk is full"),
+        (["RuntimeError: Insufficient space in /dev/shm: 160 MiB required, 64 MiB free."], 1, "--shm-size"),
+        (["INFO loading"], -9, "memory ran out"),
+        (["INFO loading", "KeyError: 'a.b.c'", "INFO bye"], 1, "KeyError: 'a.b.c'"),
+        ([], 3, "exit code 3"),
+    ],
+)
+def test_a_death_is_explained_from_the_last_lines(lines, code, expected):
+    assert expected in errors.explain_death(lines, code)

@@ -1,0 +1,67 @@
+"""The page's own JavaScript in Node.js, without the page."""
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from vllm_space import ui_browser
+
+# Reads lines of [source of a function, arguments], and writes what each call returns. No answer is running on the page.
+NODE = """
+globalThis.document = {querySelector: () => null};
+require("readline").createInterface({input: process.stdin}).on("line", (line) => {
+  const [source, given] = JSON.parse(line);
+  console.log(JSON.stringify(eval(`(${source})`)(...given)));
+});
+"""
+
+
+@pytest.fixture
+def call() -> Iterator[Callable]:
+    """Call a function of the page's with its arguments: call(source, argument, ...) -> what it returns."""
+    with subprocess.Popen(["node", "-e", NODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as node:
+
+        def call(source: str, *arguments: object) -> list:
+            print(json.dumps([source, arguments]), file=node.stdin, flush=True)
+            return json.loads(node.stdout.readline())
+
+        yield call
+        node.stdin.close()
+
+
+def conversation(ident: int, text: str = "Hi") -> dict:
+    return {"id": ident, "title": f"Question {ident}", "messages": [{"role": "user", "content": text}]}
+
+
+def test_the_browser_keeps_the_newest_within_its_bounds(call):
+    kept = []
+    for ident in range(ui_browser.KEPT + 5):
+        kept, listed, delete, _ = call(ui_browser.KEEP, conversation(ident) | {"failed": False}, kept)
+    assert [one["id"] for one in kept] == list(range(ui_browser.KEPT + 4, 4, -1))
+    assert listed["value"] == kept[0]["id"]
+    assert delete["interactive"]
+    half = "x" * (ui_browser.KEPT_SIZE // 2)
+    for ident in (101, 102):
+        kept = call(ui_browser.KEEP, conversation(ident, half) | {"failed": False}, kept)[0]
+    assert [one["id"] for one in kept] == [102]
+
+
+def test_a_kept_conversation_is_replaced_and_comes_to_the_top(call):
+    kept = [conversation(2), conversation(1)]
+    kept, *_, again = call(ui_browser.KEEP, conversation(1, "More") | {"failed": True}, kept)
+    assert kept == [conversation(1, "More"), conversation(2)]
+    assert again["active"]  # the page looks until the engine that failed is back
+    assert call(ui_browser.FORGET, kept, 1)[0] == [conversation(2)]
+
+
+def test_a_message_goes_back_into_the_box_only_where_it_did_not_arrive(call):
+    before = [{"role": "user", "content": []}, {"role": "assistant", "content": []}]
+    sent, shown, box = call(ui_browser.SEND, {"text": "Hello", "files": []}, before)
+    assert (len(shown), box["value"]["text"]) == (3, "")
+    assert call(ui_browser.NOT_SENT, sent, shown)[0] == before
+    assert call(ui_browser.NOT_SENT, sent, shown)[1]["value"] == sent
+    answered = [*shown, {"role": "assistant", "content": []}]
+    assert call(ui_browser.NOT_SENT, sent, answered)[0] == answered
+    assert "value" not in call(ui_browser.NOT_SENT, sent, answered)[1]
