@@ -29,8 +29,8 @@ supported_python() {
   "$1" -c 'import sys, ensurepip, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' >/dev/null 2>&1
 }
 
-choose_environment() {
-  local name=$1 candidate base="" key
+find_environment() { # NAME REQUIREMENTS...: is there one that is ready? Sets PYTHON if there is
+  local candidate
   REQUIREMENTS=("${@:2}")
   MISSING=""
   for candidate in "${PYTHON:-}" "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" python3 python; do
@@ -39,19 +39,28 @@ choose_environment() {
       return
     fi
   done
+  find_base
+  ENVIRONMENT=${XDG_CACHE_HOME:-$HOME/.cache}/vllm-space/$1-$({ "$BASE" --version && cat "${REQUIREMENTS[@]}"; } |
+    sha256sum | cut -c1-12)
+  [ -e "$ENVIRONMENT/.complete" ] || return 1
+  PYTHON=$ENVIRONMENT/bin/python
+}
+
+find_base() { # the Python that environments are made with
+  local candidate
+  BASE=""
+  for candidate in python3 python3.12 python3.13 python3.11 python3.10; do
+    if supported_python "$candidate"; then BASE=$candidate && return; fi
+  done
+  die "Python 3.10 to 3.13 with venv is needed. On Debian or Ubuntu: apt-get install python3-venv"
+}
+
+choose_environment() {
+  ! find_environment "$@" || return 0
   [ -z "${SPACE_ID:-}" ] ||
     die "This Space lacks Python packages that ${REQUIREMENTS[*]##*/} names ($("${PYTHON:-python3}" "$WHAT_IS_MISSING" \
       "${REQUIREMENTS[@]}" 2>&1)): put them into requirements.txt and rebuild it."
-
-  for candidate in python3 python3.12 python3.13 python3.11 python3.10; do
-    if supported_python "$candidate"; then base=$candidate && break; fi
-  done
-  [ -n "$base" ] || die "Python 3.10 to 3.13 with venv is needed. On Debian or Ubuntu: apt-get install python3-venv"
-
-  key=$({ "$base" --version && cat "${REQUIREMENTS[@]}"; } | sha256sum | cut -c1-12)
-  ENVIRONMENT=${XDG_CACHE_HOME:-$HOME/.cache}/vllm-space/$name-$key
   PYTHON=$ENVIRONMENT/bin/python
-  [ ! -e "$ENVIRONMENT/.complete" ] || return 0
   MISSING=1
 
   mkdir -p "$ENVIRONMENT" || die "$ENVIRONMENT cannot be made: set XDG_CACHE_HOME to a folder that can be written to."
@@ -62,7 +71,7 @@ choose_environment() {
   fi
   if ! has_module "$PYTHON" pip; then
     echo "Making a Python environment in $ENVIRONMENT"
-    run "$base" -m venv --clear "$ENVIRONMENT"
+    run "$BASE" -m venv --clear "$ENVIRONMENT"
   fi
   # What reads the settings comes first: a bad value should be told before a long download, not after it.
   has_module "$PYTHON" pydantic_settings || run "$PYTHON" -m pip install -qq --disable-pip-version-check pydantic-settings

@@ -15,7 +15,9 @@ import pytest
 import requests
 
 from support.programs import ROOT, STAND_IN, STAND_IN_ENGINE, START, TESTS, alive, free_port, wait_for
-from vllm_space import engine, settings
+from vllm_space import settings
+from vllm_space.engine import supervisor
+from vllm_space.engine.process import EngineProcess
 
 pytestmark = pytest.mark.vllm  # start.sh looks for it
 
@@ -135,16 +137,16 @@ def test_an_engine_that_dies_is_restarted_and_the_page_goes_on(start):
 
 def test_an_engine_that_hangs_counts_as_dead(tmp_path, monkeypatch):
     """Alive, its port open, and silent: with a minute cut to two seconds."""
-    monkeypatch.setattr(engine, "HUNG_AFTER", 2)
-    monkeypatch.setattr(engine, "HEALTH_EVERY", 0.5)
+    monkeypatch.setattr(supervisor, "HUNG_AFTER", 2)
+    monkeypatch.setattr(supervisor, "HEALTH_EVERY", 0.5)
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     config = settings.Settings(_env_file=None, engine_module=STAND_IN, engine_port=free_port(), engine_run_dir=tmp_path)
-    running = engine.Engine(config, [])
+    running = EngineProcess(config, tmp_path, [])
     try:
         wait_for(running.healthy, 30, "the engine")
         family = [psutil.Process(running.process.pid), *psutil.Process(running.process.pid).children()]
         running.process.send_signal(signal.SIGSTOP)
-        assert engine._watch(running) == "it answered nothing for 2 s"
+        assert supervisor._watch(running) == "it answered nothing for 2 s"
     finally:
         running.stop()
     assert alive(family) == []

@@ -15,7 +15,7 @@ import schemathesis
 from schemathesis import GenerationMode
 
 from support.programs import API_KEY, KEY, MODEL, TESTS, Space, at_work, wait_for
-from vllm_space.api import ALLOWED, TOKEN_FIELDS
+from vllm_space.gateway import ALLOWED, TOKEN_FIELDS
 
 QUESTION = "How do I use another model?"
 MESSAGES = [{"role": "user", "content": QUESTION}]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.programs import DEMO_MODEL, STAND_IN_ENGINE, TESTS, free_port
-from vllm_space import errors
+from vllm_space.engine import deaths
 
 pytestmark = pytest.mark.vllm
 
@@ -165,6 +165,4 @@ def real_words(tmp_path_factory) -> dict[str, list[str]]:
     ],
 )
 def test_what_the_real_vllm_says_when_it_dies_is_understood(real_words, cause, says):
-    assert errors.explain_death(real_words[cause], 1).startswith(says) or says in errors.explain_death(
-        real_words[cause], 1
-    )
+    assert deaths.explain(real_words[cause], 1).startswith(says) or says in deaths.explain(real_words[cause], 1)

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from support.scripted_engine import ScriptedEngine
-from vllm_space import client, engine, settings
+from vllm_space import client, settings
+from vllm_space.engine import command
 
 FETCH = """
 import sys
@@ -32,7 +33,11 @@ print(media.fetch_image(picture).size)
 def test_the_engine_fetches_nothing_that_a_request_names():
     """The server would notice."""
     with ScriptedEngine().running() as site:
-        line = [*engine.command(settings.Settings(_env_file=None), [])[3:], f"{site.url}/picture.png", client.PICTURE]
+        line = [
+            *command.command_line(settings.Settings(_env_file=None), [])[3:],
+            f"{site.url}/picture.png",
+            client.PICTURE,
+        ]
         done = subprocess.run([sys.executable, "-c", FETCH, *line], capture_output=True, text=True, timeout=120)
         assert done.stdout.count("refused") == 4, done.stderr
         assert done.stdout.splitlines()[-1] == "(64, 64)"

@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 
 from support.chromium import ANSWER, NUMBERS, ask
 from support.programs import API_KEY, START, at_work, free_port, wait_for
-from vllm_space import snippets
+from vllm_space.page import snippets
 
 STOP = """() => {
   const stop = document.querySelector("#message .stop-button");

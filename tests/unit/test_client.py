@@ -7,6 +7,7 @@ import pytest
 
 from support.scripted_engine import ScriptedEngine, chat_stream, completion_stream, event
 from vllm_space import client, errors
+from vllm_space.catalog import Catalog
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -14,16 +15,16 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
 def collect(engine: ScriptedEngine, sampling: dict | None = None, prompt: str | None = None) -> str:
     model = client.models(client.server(engine.url))[0]
     stream = client.complete(model, prompt, sampling or {}) if prompt else client.chat(model, MESSAGES, sampling or {})
-    return "".join(piece.text for piece in stream)
+    return "".join(chunk.text for chunk in stream)
 
 
 def test_chat_streams_what_the_engine_sent_with_its_end_and_its_numbers():
     with ScriptedEngine(lambda path, body: chat_stream("Hel", "lo ", "wörld")).running() as engine:
         model = client.models(client.server(engine.url))[0]
-        pieces = list(client.chat(model, MESSAGES, {"max_tokens": 5}))
-    assert "".join(piece.text for piece in pieces) == "Hello wörld"
-    assert [piece.finish_reason for piece in pieces if piece.finish_reason] == ["stop"]
-    assert pieces[-1].usage["completion_tokens"] == 3
+        chunks = list(client.chat(model, MESSAGES, {"max_tokens": 5}))
+    assert "".join(chunk.text for chunk in chunks) == "Hello wörld"
+    assert [chunk.finish_reason for chunk in chunks if chunk.finish_reason] == ["stop"]
+    assert chunks[-1].usage["completion_tokens"] == 3
     path, _, body = engine.requests[0]
     assert path == "/v1/chat/completions"
     assert body == {
@@ -46,13 +47,13 @@ def test_reasoning_comes_apart_from_the_answer(field):
         yield from chat_stream("Yes")
 
     with ScriptedEngine(script).running() as engine:
-        pieces = list(client.chat(client.models(client.server(engine.url))[0], MESSAGES, {}))
-    assert "".join(piece.reasoning for piece in pieces) == "Hmm"
-    assert "".join(piece.text for piece in pieces) == "Yes"
+        chunks = list(client.chat(client.models(client.server(engine.url))[0], MESSAGES, {}))
+    assert "".join(chunk.reasoning for chunk in chunks) == "Hmm"
+    assert "".join(chunk.text for chunk in chunks) == "Yes"
 
 
 @pytest.mark.parametrize("size", [1, 7])
-def test_events_may_arrive_in_any_pieces(size):
+def test_events_may_arrive_in_any_chunks(size):
     def script(path, body):
         data = b"".join(chat_stream("one ", "zwölf ", "三")) + b": keep-alive comment\n\n"
         for start in range(0, len(data), size):
@@ -100,17 +101,15 @@ def test_an_engine_that_is_not_there_is_unreachable():
 
 def test_closing_the_stream_closes_the_connection():
     with ScriptedEngine(lambda path, body: chat_stream(*["x"] * 1000, every=0.01)).running() as engine:
-        with closing(client.chat(client.models(client.server(engine.url))[0], MESSAGES, {})) as pieces:
-            next(pieces)
-            next(pieces)
+        with closing(client.chat(client.models(client.server(engine.url))[0], MESSAGES, {})) as chunks:
+            next(chunks)
+            next(chunks)
         assert engine.left.wait(1)
 
 
 def test_a_catalog_leaves_out_a_server_that_is_down_and_says_so():
     with ScriptedEngine(models=["one", "two"]).running() as engine:
-        catalog = client.Catalog(
-            [client.server(engine.url, label="up"), client.server("http://127.0.0.1:9", label="off")]
-        )
+        catalog = Catalog([client.server(engine.url, label="up"), client.server("http://127.0.0.1:9", label="off")])
         assert [model.label for model in catalog.models()] == ["one (up)", "two (up)"]
         assert list(catalog.problems()) == ["off"]
         assert catalog.find("two (up)").name == "two"

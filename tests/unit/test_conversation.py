@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from vllm_space import conversation, errors
+from vllm_space import errors
 from vllm_space.client import PICTURE
+from vllm_space.page import conversation
 from vllm_space.streaming import Answer
 
 HISTORY = [
@@ -20,8 +21,7 @@ HISTORY = [
 
 
 def test_thinking_numbers_and_errors_are_not_sent_to_the_engine():
-    assert conversation.to_messages(HISTORY, "Be kind.") == [
-        {"role": "system", "content": "Be kind."},
+    assert conversation.to_messages(HISTORY) == [
         {"role": "user", "content": "Two\n    and two?"},
         {"role": "assistant", "content": "Four\n"},
     ]

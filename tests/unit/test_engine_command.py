@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_space import engine, errors, hardware, settings
+from vllm_space import hardware, settings
+from vllm_space.engine import command, deaths
 from vllm_space.hardware import Gpu
 
 
@@ -18,8 +19,8 @@ def config(**values) -> settings.Settings:
     return settings.Settings(_env_file=None, **values)
 
 
-def command(gpus=(), **values) -> str:
-    line = engine.command(config(**values), list(gpus))
+def line_of(gpus=(), **values) -> str:
+    line = command.command_line(config(**values), list(gpus))
     return shlex.join(line[1:])  # without the interpreter
 
 
@@ -64,11 +65,6 @@ QWEN = settings.DEFAULT_GPU_MODEL
             "--max-num-seqs 8 --dtype auto", id="the owner's flags come last",
         ),
         pytest.param(
-            [gpu()] * 2, {"model_id": "a/b", "engine_device": "cpu"},
-            f"{OPENAI} --model a/b --host 127.0.0.1 --port 8000 --served-model-name a/b --max-model-len -1 "
-            f"--enforce-eager {END}", id="the CPU although there are GPUs",
-        ),
-        pytest.param(
             [gpu()], {"model_id": "a/b", "engine_module": "vllm.entrypoints.api_server", "reasoning_parser": "qwen3"},
             "-m vllm.entrypoints.api_server --model a/b --host 127.0.0.1 --port 8000 --served-model-name a/b "
             "--max-model-len -1 --tensor-parallel-size 1", id="the legacy server lacks some flags",
@@ -76,58 +72,58 @@ QWEN = settings.DEFAULT_GPU_MODEL
     ],
 )  # fmt: skip
 def test_command_line(gpus, values, expected):
-    assert command(gpus, **values) == expected
+    assert line_of(gpus, **values) == expected
 
 
 def test_secrets_are_in_the_environment_and_not_on_the_command_line():
     secret = config(hf_token="hf_marked", model_api_key="engine-marked")
-    assert "marked" not in " ".join(engine.command(secret, []))
-    env = engine.environment(secret, [])
+    assert "marked" not in " ".join(command.command_line(secret, []))
+    env = command.environment(secret, [])
     assert (env["HF_TOKEN"], env["VLLM_API_KEY"]) == ("hf_marked", "engine-marked")
 
 
 def test_no_usage_statistics_unless_the_owner_wants_them(monkeypatch):
     monkeypatch.delenv("VLLM_NO_USAGE_STATS", raising=False)
-    assert engine.environment(config(), [])["VLLM_NO_USAGE_STATS"] == "1"
+    assert command.environment(config(), [])["VLLM_NO_USAGE_STATS"] == "1"
     monkeypatch.setenv("VLLM_NO_USAGE_STATS", "0")
-    assert engine.environment(config(), [])["VLLM_NO_USAGE_STATS"] == "0"
+    assert command.environment(config(), [])["VLLM_NO_USAGE_STATS"] == "0"
 
 
 def test_without_nvcc_no_sampler_that_needs_it(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "none"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert engine.environment(config(), [gpu()])["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+    assert command.environment(config(), [gpu()])["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
     (tmp_path / "nvcc").touch(0o755)
-    assert "VLLM_USE_FLASHINFER_SAMPLER" not in engine.environment(config(), [gpu()])
+    assert "VLLM_USE_FLASHINFER_SAMPLER" not in command.environment(config(), [gpu()])
 
 
 def test_on_a_share_of_a_machine_the_cpu_engine_takes_no_more_threads(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    assert "OMP_NUM_THREADS" not in engine.environment(config(), [])
+    assert "OMP_NUM_THREADS" not in command.environment(config(), [])
     monkeypatch.setenv("SPACE_ID", "me/my-space")
     monkeypatch.setenv("CPU_CORES", "8")
-    env = engine.environment(config(), [])
+    env = command.environment(config(), [])
     assert (env["VLLM_CPU_OMP_THREADS_BIND"], env["OMP_NUM_THREADS"]) == ("nobind", "7")
-    assert "OMP_NUM_THREADS" not in engine.environment(config(), [gpu()])  # with a GPU, vLLM itself sees to it
+    assert "OMP_NUM_THREADS" not in command.environment(config(), [gpu()])  # with a GPU, vLLM itself sees to it
     monkeypatch.setenv("CPU_CORES", "64")
-    assert "OMP_NUM_THREADS" not in engine.environment(config(), [])
+    assert "OMP_NUM_THREADS" not in command.environment(config(), [])
 
 
 def test_the_cpu_engine_leaves_a_core_to_the_page(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5})
-    assert engine.cores(config(), []) == {0, 3}
-    assert engine.cores(config(), [gpu()]) == {0, 3, 5}
+    assert command.cores(config(), []) == {0, 3}
+    assert command.cores(config(), [gpu()]) == {0, 3, 5}
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0-5")
-    assert engine.cores(config(), []) == {0, 3, 5}
+    assert command.cores(config(), []) == {0, 3, 5}
     monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7})
-    assert engine.cores(config(), []) == {7}
+    assert command.cores(config(), []) == {7}
 
 
 def test_a_local_model_is_served_under_its_own_name_without_the_path(tmp_path):
     model = tmp_path / "my-model"
     model.mkdir()
-    assert engine.served_model_name(str(model)) == "my-model"
+    assert command.served_model_name(str(model)) == "my-model"
 
 
 def fake_nvidia_smi(folder: Path, output: str, code: int = 0) -> None:
@@ -145,6 +141,7 @@ def test_gpus_are_read_from_nvidia_smi(monkeypatch, tmp_path):
         Gpu("Tesla T4", 15360, 14900, 7.5, "535.1"),
         Gpu("NVIDIA L4", 23034, 22000, 8.9, "535.1"),
     ]
+    assert hardware.gpus("cpu") == []  # the engine runs on the CPU although there are GPUs
     fake_nvidia_smi(tmp_path, "No devices were found", code=6)
     assert hardware.gpus() == []
 
@@ -163,4 +160,4 @@ def test_gpus_are_read_from_nvidia_smi(monkeypatch, tmp_path):
     ],
 )
 def test_a_death_is_explained_from_the_last_lines(lines, code, expected):
-    assert expected in errors.explain_death(lines, code)
+    assert expected in deaths.explain(lines, code)

@@ -3,7 +3,8 @@
 import huggingface_hub
 import pytest
 
-from vllm_space import engine, flavors, settings
+from vllm_space import flavors, settings
+from vllm_space.engine import command
 
 EVERY = "--host 127.0.0.1 --port 8000"  # on every hardware, and at the end:
 LAST = "--allowed-media-domains none.invalid --disable-uvicorn-access-log"
@@ -39,7 +40,7 @@ def test_the_command_line_on_each_flavor(pinned):
     name, model, flags = pinned.split(maxsplit=2)
     flavor = next(one for one in flavors.FLAVORS if one.id == name)
     assert (flavors.largest_model(flavor), flavors.flags(flavor)) == (model, flags)
-    line = engine.command(settings.Settings(_env_file=None, model_id=model), flavor.gpus)
+    line = command.command_line(settings.Settings(_env_file=None, model_id=model), flavor.gpus)
     expected = f"--model {model} {EVERY} --served-model-name {model} {flags} {LAST}"
     assert " ".join(line[3:]) == expected
 

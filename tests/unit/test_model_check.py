@@ -6,7 +6,8 @@ from collections import namedtuple
 import pytest
 
 from support.scripted_hub import GOOD_TOKEN, hub, model
-from vllm_space import errors, model_check, settings
+from vllm_space import errors, settings
+from vllm_space.engine import model_check
 from vllm_space.hardware import Gpu
 
 T4 = Gpu("Tesla T4", 15360, 15000, 7.5, "580.1")

@@ -3,20 +3,28 @@
 import itertools
 import threading
 import time
+from collections.abc import Iterator
 
 from support.scripted_engine import ScriptedEngine, chat_stream
 from vllm_space import client, streaming
-from vllm_space.streaming import Streams
+from vllm_space.streaming import Answer, Streams
 
 
 def stream(engine: ScriptedEngine) -> client.Stream:
     return client.chat(client.models(client.server(engine.url))[0], [{"role": "user", "content": "Hi"}], {})
 
 
+def follow(streams: Streams, engine: ScriptedEngine, visitor: str = "") -> Iterator[Answer]:
+    """The growing answer to one request."""
+    answer = Answer()
+    for _ in streams.follow([(stream(engine), answer)], visitor):
+        yield answer
+
+
 def test_updates_are_coalesced_and_nothing_is_lost():
     words = [f"w{number} " for number in range(300)]
     with ScriptedEngine(lambda path, body: chat_stream(*words, every=0.001)).running() as engine:
-        seen = [answer.text for answer in Streams().follow(stream(engine))]
+        seen = [answer.text for answer in follow(Streams(), engine)]
     assert seen[-1] == "".join(words)
     assert all(later.startswith(sooner) for sooner, later in itertools.pairwise(seen))
     assert 3 < len(seen) < 100
@@ -24,7 +32,7 @@ def test_updates_are_coalesced_and_nothing_is_lost():
 
 def test_the_first_token_is_not_held_back():
     def took() -> float:
-        answers = Streams().follow(stream(engine))
+        answers = follow(Streams(), engine)
         began = time.monotonic()
         while not next(answers).text:
             pass
@@ -39,7 +47,7 @@ def test_the_first_token_is_not_held_back():
 def test_the_more_streams_the_rarer_the_updates_of_each():
     def updates(streams: Streams) -> int:
         with ScriptedEngine(lambda path, body: chat_stream(*["x"] * 100, every=0.01)).running() as engine:
-            return sum(1 for _ in streams.follow(stream(engine)))
+            return sum(1 for _ in follow(streams, engine))
 
     busy = Streams()
     busy.active = 200  # as if as many ran
@@ -58,7 +66,7 @@ def test_leaving_before_the_first_token_frees_the_engine():
 
     before = threading.active_count()
     with ScriptedEngine(script).running() as engine:
-        answers = Streams().follow(stream(engine))
+        answers = follow(Streams(), engine)
         assert next(answers).text == ""  # a heartbeat: the page is alive although nothing came
         answers.close()
         release.set()
@@ -72,7 +80,7 @@ def test_leaving_before_the_first_token_frees_the_engine():
 def test_a_stalled_engine_still_gets_heartbeats():
     with ScriptedEngine(lambda path, body: chat_stream("a", "b", every=1.2)).running() as engine:
         began, updates = time.monotonic(), 0
-        for _ in Streams().follow(stream(engine)):
+        for _ in follow(Streams(), engine):
             updates += 1
         took = time.monotonic() - began
     assert updates >= took / streaming.HEARTBEAT / 2
@@ -88,7 +96,7 @@ def test_a_busy_page_has_vllm_send_several_tokens_at_once():
     streams = Streams()
     with ScriptedEngine(script).running() as engine:
         for streams.active in (0, 100, 100):  # as if as many ran
-            *_, answer = streams.follow(stream(engine))
+            *_, answer = follow(streams, engine)
             assert answer.text == "x" * 50
     assert asked[0] is None  # nothing is known of its speed yet, and alone each token is worth an update
     assert 10 <= asked[1] <= 25  # half of what comes in the 0.4 s between two updates at 100 tokens/s
@@ -102,21 +110,21 @@ def test_tokens_that_come_at_once_do_not_make_the_engine_seem_fast():
     streams = Streams()
     with ScriptedEngine(script).running() as engine:
         for _ in range(3):
-            list(streams.follow(stream(engine)))
+            list(follow(streams, engine))
     assert streams.rate <= 100
 
 
 def test_one_visitor_has_so_many_streams_at_once_and_the_others_have_theirs():
     streams = Streams(per_visitor=2)
     with ScriptedEngine(lambda path, body: chat_stream(*["x"] * 500, every=0.01)).running() as engine:
-        running = [streams.follow(stream(engine), "one") for _ in range(2)]
+        running = [follow(streams, engine, "one") for _ in range(2)]
         assert all(next(answers).error is None for answers in running)
-        (refused,) = streams.follow(stream(engine), "one")
+        (refused,) = follow(streams, engine, "one")
         assert refused.error == "You have 2 answers running already: wait until one of them has ended, or stop it."
-        other = streams.follow(stream(engine), "another")
+        other = follow(streams, engine, "another")
         assert next(other).error is None
         running[0].close()
-        again = streams.follow(stream(engine), "one")
+        again = follow(streams, engine, "one")
         assert next(again).error is None
         for answers in (running[1], other, again):
             answers.close()

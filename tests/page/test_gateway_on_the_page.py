@@ -1,4 +1,4 @@
-"""The API as part of the page: cross-origin requests, a login, and a stream beside it. The rest: unit/test_api.py."""
+"""The API gateway beside the page: cross-origin requests, a login, a stream. The rest: unit/test_gateway.py."""
 
 import time
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import requests
 
 from support.programs import API_KEY, KEY
 from support.scripted_engine import ScriptedEngine, chat_stream
-from vllm_space import api
+from vllm_space import gateway
 
 CHAT = {"model": "scripted", "messages": [{"role": "user", "content": "Hi"}]}
 PREFLIGHT = {
@@ -52,7 +52,7 @@ def test_scripts_of_other_sites_come_in_only_where_the_owner_says_so(page, engin
 def test_a_login_guards_the_page_and_keys_guard_the_api(page, engine):
     url = page(engine.url, API_KEYS=API_KEY, APP_USERNAME="alice", APP_PASSWORD="right")
     engine.tokenize = lambda body: (200, {"said": "hello"})
-    for path, method in api.ALLOWED.items():
+    for path, method in gateway.ALLOWED.items():
         if method == "POST":
             assert post(url, path).json() == {"said": "hello"}, path
             assert requests.post(url + path, json=CHAT, timeout=5).status_code == 401, path

@@ -8,9 +8,10 @@ from support.scripted_hub import hub, model
 
 FETCH = """
 import threading
-from vllm_space import settings, weights
-weights.TELL_EVERY = 0
-weights.fetch_in_background(settings.load([]), "org/name", print)
+from vllm_space import settings
+from vllm_space.engine import download
+download.TELL_EVERY = 0
+download.fetch_in_background(settings.load([]), "org/name", print)
 while others := [one for one in threading.enumerate() if one is not threading.main_thread()]:
     others[0].join()
 """

@@ -1,4 +1,4 @@
-"""api.py in front of scripted engines, over real sockets: keys, paths, limits, faults, several engines."""
+"""gateway.py in front of scripted engines, over real sockets: keys, paths, limits, faults, several engines."""
 
 import http.client
 import json
@@ -14,29 +14,34 @@ import pytest
 import requests
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 
 from support.programs import API_KEY, KEY, wait_for
 from support.scripted_engine import Cut, ScriptedEngine, chat_stream, event
-from vllm_space import api, server, settings
+from vllm_space import gateway, health, settings
+from vllm_space.catalog import Catalog
+from vllm_space.ingress import Ingress
 
 CHAT = {"model": "scripted", "messages": [{"role": "user", "content": "Hi"}]}
 MESSAGES = CHAT | {"max_tokens": 5}
 
 
 @contextmanager
-def door(servers: str | dict[str, str], **variables: object) -> Iterator[str]:
-    """The door alone, without the page, in front of running servers: its address."""
+def api(servers: str | dict[str, str], **variables: object) -> Iterator[str]:
+    """The API gateway alone, without the page, in front of running servers: its address."""
     where = {"models": servers} if isinstance(servers, dict) else {"model_url": servers}
     variables = {"api_keys": "phone:key-of-the-tests,other-key"} | variables
     config = settings.Settings(_env_file=None, model_api_key="engine-key-marked", **where, **variables)
-    the_door = api.Door(config, server.catalog(config))
-    app = Starlette(lifespan=the_door.lifespan)
+    catalog = Catalog.of(config)
+    the_gateway = gateway.Gateway(config, catalog)
+    parts = {"health": health.Health(config, catalog), "gateway": the_gateway, "development": False}
+    app = Starlette(lifespan=lambda _: the_gateway.lifespan(), middleware=[Middleware(Ingress, **parts)])
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         running = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
         thread.start()
-        wait_for(lambda: running.started, 10, "the door")
+        wait_for(lambda: running.started, 10, "the gateway")
         try:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
@@ -53,7 +58,7 @@ def engine() -> Iterator[ScriptedEngine]:
 
 @pytest.fixture(scope="module")
 def url(engine) -> Iterator[str]:
-    with door(engine.url) as url:
+    with api(engine.url) as url:
         yield url
 
 
@@ -73,8 +78,8 @@ def post(url: str, path: str = "/v1/chat/completions", body: object = CHAT, **op
 
 
 def test_without_keys_the_api_is_closed_and_health_is_open(engine):
-    with door(engine.url, api_keys="") as url:
-        for path in [*api.ALLOWED, "/v1", "/v1/x"]:
+    with api(engine.url, api_keys="") as url:
+        for path in [*gateway.ALLOWED, "/v1", "/v1/x"]:
             answer = post(url, path)
             assert answer.status_code == 404
             assert "API_KEYS" in answer.json()["error"]["message"]
@@ -120,8 +125,8 @@ def test_the_engine_gets_its_own_key_and_neither_the_clients_nor_its_cookies(url
 def test_each_keys_requests_are_counted_and_its_name_is_in_the_log(engine, caplog):
     caplog.set_level("INFO")
     config = settings.Settings(_env_file=None, model_url=engine.url, api_keys="phone:one,two")
-    assert api.Door(config, server.catalog(config)).counts == {"phone": {}, "key 2": {}}
-    with door(engine.url) as url:
+    assert gateway.Gateway(config, Catalog.of(config)).counts == {"phone": {}, "key 2": {}}
+    with api(engine.url) as url:
         post(url)
     assert "POST /v1/chat/completions by phone" in caplog.text
     assert "key-of-the-tests" not in caplog.text
@@ -154,13 +159,13 @@ def test_no_spelling_of_a_path_opens_anything(url, engine, method, target):
     assert engine.asked == []
 
 
-@pytest.mark.parametrize("path", api.ALLOWED)
+@pytest.mark.parametrize("path", gateway.ALLOWED)
 def test_each_path_takes_its_one_method(url, engine, path):
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "PROPFIND"):
-        if method != api.ALLOWED[path]:
+        if method != gateway.ALLOWED[path]:
             answer = requests.request(method, url + path, headers=KEY, timeout=5)
             assert answer.status_code == 405, method
-            assert answer.headers["Allow"] == api.ALLOWED[path]
+            assert answer.headers["Allow"] == gateway.ALLOWED[path]
     assert engine.asked == []
 
 
@@ -170,7 +175,7 @@ def test_each_path_takes_its_one_method(url, engine, path):
 def test_request_and_answer_pass_byte_for_byte():
     raw = '{ "model":"scripted" , "x": 1.0e0, "é": "\\u00e9\\ud83d\\ude00", "messages": [] }\n'.encode()
     said = '{"b":1,  "a": "ü"}\n'
-    with ScriptedEngine(lambda path, body: (418, said)).running() as engine, door(engine.url) as url:
+    with ScriptedEngine(lambda path, body: (418, said)).running() as engine, api(engine.url) as url:
         answer = post(url, "/v1/messages?beta=true", raw, headers={"X-Request-ID": "mine"})
     assert (answer.status_code, answer.content) == (418, said.encode())
     assert answer.headers["Content-Type"] == "text/plain"
@@ -189,7 +194,7 @@ def test_a_stream_arrives_as_it_is_made():
             yield made
             assert arrived.acquire(timeout=5)  # the next is made only when this one has arrived
 
-    with ScriptedEngine(script).running() as engine, door(engine.url) as url, post(url, stream=True) as answer:
+    with ScriptedEngine(script).running() as engine, api(engine.url) as url, post(url, stream=True) as answer:
         lines = []
         for line in filter(None, answer.iter_lines(chunk_size=1)):
             lines.append(line)
@@ -199,7 +204,7 @@ def test_a_stream_arrives_as_it_is_made():
 
 def test_a_client_that_leaves_is_felt_by_the_engine_at_once():
     endless = ScriptedEngine(lambda path, body: chat_stream(*["x"] * 500, every=0.01))
-    with endless.running(), door(endless.url) as url:
+    with endless.running(), api(endless.url) as url:
         with post(url, stream=True) as answer:
             next(answer.iter_content(10))
         assert endless.left.wait(1)
@@ -227,7 +232,7 @@ def test_nobody_gets_more_tokens_than_the_limit(engine, limited, path, body):
 
 @pytest.fixture(scope="module")
 def limited(engine) -> Iterator[str]:
-    with door(engine.url, max_tokens_limit="100", max_tokens="10") as url:
+    with api(engine.url, max_tokens_limit="100", max_tokens="10") as url:
         yield url
 
 
@@ -247,13 +252,13 @@ def test_what_cannot_be_read_is_not_passed_on(engine, url, body):
 
 def test_a_body_that_is_too_large_is_refused_told_or_not(engine, url):
     def pieces():
-        for _ in range(api.BODY_LIMIT // 2**20 + 1):
+        for _ in range(gateway.BODY_LIMIT // 2**20 + 1):
             yield b"x" * 2**20
 
     told = http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
     told.putrequest("POST", "/v1/messages")
     told.putheader("X-API-Key", "other-key")
-    told.putheader("Content-Length", str(api.BODY_LIMIT + 1))
+    told.putheader("Content-Length", str(gateway.BODY_LIMIT + 1))
     told.endheaders()
     answer = told.getresponse()
     assert answer.status == 413
@@ -263,7 +268,7 @@ def test_a_body_that_is_too_large_is_refused_told_or_not(engine, url):
 
 
 def test_each_key_may_make_so_many_requests_a_minute(engine):
-    with door(engine.url, api_rate_limit="3") as url:
+    with api(engine.url, api_rate_limit="3") as url:
         assert [post(url).status_code for _ in range(5)] == [200, 200, 200, 429, 429]
         refused = post(url)
         assert 50 < int(refused.headers["Retry-After"]) <= 60
@@ -297,7 +302,7 @@ def clients(url: str) -> tuple[openai.OpenAI, anthropic.Anthropic]:
 )
 def test_an_engine_that_fails_is_a_json_error_that_tells_to_come_back(script, status, says):
     failing = ScriptedEngine(script)
-    with failing.running(), door(failing.url if script else "http://127.0.0.1:9", request_timeout=1) as url:
+    with failing.running(), api(failing.url if script else "http://127.0.0.1:9", request_timeout=1) as url:
         for path in ("/v1/chat/completions", "/v1/messages"):
             answer = post(url, path)
             assert answer.status_code == status
@@ -317,7 +322,7 @@ def test_an_engine_that_fails_is_a_json_error_that_tells_to_come_back(script, st
 )
 def test_a_web_page_or_a_redirect_is_never_passed_on(status, becomes):
     page = ScriptedEngine(lambda path, body: (status, "<html>nginx</html>"), text_type="text/html; charset=utf-8")
-    with page.running(), door(page.url) as url:
+    with page.running(), api(page.url) as url:
         answer = post(url, allow_redirects=False)
     assert answer.status_code == becomes
     assert answer.json()["error"]["message"].endswith(".")
@@ -345,7 +350,7 @@ def test_a_kept_connection_that_was_closing_is_no_failure():
         return 200, {"request": len(closing.requests)}
 
     closing = ScriptedEngine(script)
-    with closing.running(), door(closing.url) as url:
+    with closing.running(), api(closing.url) as url:
         assert [post(url).json()["request"] for _ in range(3)] == [1, 3, 4]
 
 
@@ -354,7 +359,7 @@ def test_an_engine_that_hangs_up_on_every_request_is_down():
         raise Cut
 
     rude = ScriptedEngine(script)
-    with rude.running(), door(rude.url) as url:
+    with rude.running(), api(rude.url) as url:
         assert post(url).status_code == 503
     assert len(rude.requests) == 3
 
@@ -365,7 +370,7 @@ def test_a_stream_that_breaks_off_says_so(path):
         yield event(choices=[{"index": 0, "delta": {"content": "partial"}, "finish_reason": None}])
         raise Cut
 
-    with ScriptedEngine(script).running() as engine, door(engine.url) as url:
+    with ScriptedEngine(script).running() as engine, api(engine.url) as url:
         events = post(url, path).text.split("\n\n")
     assert "partial" in events[0]
     assert "cut off" in events[1]
@@ -379,7 +384,7 @@ def test_a_stream_that_breaks_off_within_an_event_ends_the_connection():
         raise Cut
 
     breaking = ScriptedEngine(script)
-    with breaking.running(), door(breaking.url) as url, pytest.raises(requests.exceptions.ChunkedEncodingError):
+    with breaking.running(), api(breaking.url) as url, pytest.raises(requests.exceptions.ChunkedEncodingError):
         post(url)
 
 
@@ -387,15 +392,15 @@ def test_the_legacy_server_has_no_openai_api():
     def script(path, body):
         return 404, {"detail": "Not Found"}
 
-    with ScriptedEngine(script, models=None).running() as engine, door(f"{engine.url}/generate") as url:
+    with ScriptedEngine(script, models=None).running() as engine, api(f"{engine.url}/generate") as url:
         answer = post(url)
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "legacy_server"
 
 
 def test_without_an_engine_that_is_what_it_says():
-    with door({}) as url:
-        for path, method in api.ALLOWED.items():
+    with api({}) as url:
+        for path, method in gateway.ALLOWED.items():
             answer = requests.request(method, url + path, headers=KEY, json=CHAT, timeout=5)
             assert answer.status_code == 503, path
             assert "There is no engine" in answer.text
@@ -406,16 +411,16 @@ def test_without_an_engine_that_is_what_it_says():
 
 
 def test_however_many_ask_for_health_the_engine_is_asked_once_a_second(url, engine):
-    time.sleep(api.HEALTH_FRESH)
+    time.sleep(health.FRESH)
     engine.asked.clear()
     began = time.monotonic()
     for _ in range(100):
         assert requests.get(f"{url}/healthz", timeout=5).status_code == 200
-    assert len(engine.asked) <= 1 + (time.monotonic() - began) / api.HEALTH_FRESH
+    assert len(engine.asked) <= 1 + (time.monotonic() - began) / health.FRESH
 
 
 def test_health_is_503_with_the_reason_when_no_engine_answers():
-    with door({"a": "http://127.0.0.1:9", "b": "http://127.0.0.1:9"}) as url:
+    with api({"a": "http://127.0.0.1:9", "b": "http://127.0.0.1:9"}) as url:
         answer = requests.get(f"{url}/healthz", timeout=5)
     assert answer.status_code == 503
     assert "cannot be reached" in answer.json()["reason"]
@@ -434,7 +439,7 @@ def test_each_request_goes_to_the_engine_that_has_its_model():
     two = ScriptedEngine(naming("two"), models=["small", "shared"])
     old = ScriptedEngine(naming("old"), models=None)
     with one.running(), two.running(), old.running(), ExitStack() as stack:
-        url = stack.enter_context(door({"fast": one.url, "slow": f"{two.url}/v1", "old": f"{old.url}/generate"}))
+        url = stack.enter_context(api({"fast": one.url, "slow": f"{two.url}/v1", "old": f"{old.url}/generate"}))
         listed = requests.get(f"{url}/v1/models", headers=KEY, timeout=5).json()
         assert [model["id"] for model in listed["data"]] == ["big", "shared (fast)", "small", "shared (slow)"]
 
@@ -455,7 +460,7 @@ def test_each_request_goes_to_the_engine_that_has_its_model():
 
 def test_one_engine_down_leaves_the_others_and_its_models_are_to_come_back():
     up = ScriptedEngine(naming("up"), models=["up"])
-    with up.running(), door({"up": up.url, "off": "http://127.0.0.1:9"}) as url:
+    with up.running(), api({"up": up.url, "off": "http://127.0.0.1:9"}) as url:
         assert post(url, body=CHAT | {"model": "up"}).json()["engine"] == "up"
         gone = post(url, body=CHAT | {"model": "gone"})
         assert gone.status_code == 503
