@@ -37,7 +37,7 @@ LONGEST_WAIT = 300  # seconds
 LOGIN_PAGE = Template(Path(__file__).with_name("login.html").read_text(encoding="utf-8"), autoescape=True)
 REMEMBERED = 10_000  # addresses; the oldest is forgotten, so that a flood cannot fill the memory
 
-# Paths that need no login. Gradio calls the last one on itself when it starts.
+# Paths that need no login. gradio 6.31: launch calls the last one on itself.
 OPEN = ("/login", "/logout", "/gradio_api/startup-events")
 HUGGING_FACE = ("/login/huggingface", "/login/callback")  # as open
 
@@ -216,7 +216,10 @@ class GuardMiddleware:
         return await response(scope, receive, send)
 
     async def sign_in(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Gradio's part of the sign-in, which knows no failure: the visitor declined, Hugging Face is down."""
+        """Gradio's part of the sign-in.
+
+        gradio 6.31: it knows no failure. If the visitor declined or Hugging Face is down, it answers a bare 500.
+        """
         response: Response = self.guard.page("Hugging Face has not signed you in. Try again.", 403, root="../")
         if "error" not in Request(scope).query_params:
             try:

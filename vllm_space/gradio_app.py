@@ -25,10 +25,12 @@ log = logging.getLogger(__name__)
 
 
 class GradioApp(App):
-    """Gradio's FastAPI application, given to `Blocks.launch(_app=...)`, as gr.Server does it.
+    """Gradio's FastAPI application, given to `Blocks.launch(_app=...)`, as gr.Server does it
+    (gradio#13117).
 
     `ingress` gets the whole application and returns the one to serve. gradio 6.31: what `app_kwargs["middleware"]`
-    names stands behind Gradio's own CORS layer, which lets the scripts of every site read what is answered.
+    names stands behind Gradio's own CORS layer, which lets the scripts of every site read what is answered
+    (gradio#10276).
     """
 
     def __init__(self, ingress: Callable[[ASGIApp], ASGIApp], **options: Any):
@@ -48,9 +50,12 @@ def refuse_unknown_events() -> None:
 
     def get_fn(blocks: Blocks, api_name: str | None, body: PredictBody) -> BlockFunction:
         try:
-            return find(blocks, api_name, body)
+            event = find(blocks, api_name, body)
         except (KeyError, FnIndexInferError):
-            raise HTTPException(404, "This page has no such event.") from None
+            event = None
+        if event is None or event.fn is None:  # without a function, it happens in the browser alone
+            raise HTTPException(404, "This page has no such event.")
+        return event
 
     route_utils.get_fn = get_fn
 
@@ -84,6 +89,10 @@ class ErrorMiddleware:
 
         try:
             await self.app(scope, receive, watch)
+        except UnicodeEncodeError:  # half a surrogate pair, which only a request brings, cannot be sent back
+            if started:
+                raise
+            await JSONResponse({"error": str(errors.meaningless())}, 400)(scope, receive, send)
         except Exception:
             if started:
                 raise

@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm_space.gateway import Gateway
 from vllm_space.health import Health
 
-# gradio 6.31: it would fetch what stands behind these and hand it on
-FETCHING = re.compile(r"/(?:file[=/]|proxy=)\s*https?:", re.IGNORECASE)
+# gradio 6.31: it fetches a remote "file" and hands it on (gradio#13593)
+FETCHING = re.compile(r"/file[=/]\s*https?:", re.IGNORECASE)
 RELOAD = "/gradio_api/dev/reload"  # gradio 6.31: there without `gradio app.py` too, and checks 20 times a second
 
 

@@ -11,28 +11,35 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 NAME = re.compile(r"[A-Za-z][\w.-]*")  # of a package, at the beginning of a line
 
 
-def modules(path: Path) -> list[str]:
-    """The modules that a requirements file stands for, those of files it includes (-r) among them."""
+def packages(path: Path) -> list[str]:
+    """The packages that a requirements file names, those of files that it includes (-r) among them."""
     names: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("-r "):
-            names += modules(path.parent / line[3:].strip())
+            names += packages(path.parent / line[3:].strip())
         elif match := NAME.match(line):
-            # vLLM's build for the CPU has another name and the same module.
-            names.append(match[0].lower().removesuffix("-cpu").replace("-", "_"))
+            names.append(match[0].lower().removesuffix("-cpu"))  # vLLM's build for the CPU is as good as the other
     return names
 
 
 def missing(paths: Iterable[Path], besides: Iterable[str] = ()) -> list[str]:
-    """The modules that the files name and this interpreter lacks, `besides` left out."""
-    names = (name for path in paths for name in modules(path))
-    return [name for name in names if name not in besides and not find_spec(name)]
+    """The packages that the files name and this interpreter lacks, `besides` left out."""
+    names = (name for path in paths for name in packages(path))
+    return [name for name in names if name not in besides and not any(map(_is_installed, (name, f"{name}-cpu")))]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -67,6 +67,23 @@ def test_completion_continues_the_text(client, space):
     assert answer == direct["choices"][0]["text"]
 
 
+@pytest.mark.parametrize("name", ["/chat", "/complete"])
+def test_a_small_context_is_no_obstacle(client, space, name):
+    """More tokens are asked for than the context holds: what is left of it is used, as in the Chat tab."""
+    prompt = "This Space " * 300
+    answer = client.predict(prompt, temperature=0, max_tokens=4000, api_name=name)
+    fields = {"model": "vllm-space-demo", "temperature": 0}
+    if name == "/chat":
+        path, fields["messages"] = "/v1/chat/completions", [{"role": "user", "content": prompt}]
+    else:
+        path, fields["prompt"] = "/v1/completions", prompt
+        fields["max_tokens"] = 1400  # its default is 16
+    direct = requests.post(space.engine_url + path, json=fields, headers=space.auth, timeout=60).json()["choices"][0]
+    expected = direct["message"]["content"] if name == "/chat" else direct["text"]
+    assert answer[:200] == expected[:200]
+    assert answer
+
+
 def test_sampling_parameters_are_really_applied(client):
     def ask(**sampling) -> str:
         return client.predict("Tell me everything about this Space.", api_name="/chat", **sampling)
@@ -88,7 +105,7 @@ def test_sampling_parameters_are_really_applied(client):
         ({"max_tokens": -1}, "max_tokens=-1"),
         ({"model": "no-such-model"}, "no model 'no-such-model'"),
         ({"history": [{"role": "king", "content": "x"}]}, "Each message of the history"),
-        ({"message": "word " * 5000}, "does not fit the model's context"),
+        ({"message": "word " * 5000}, "the model's context holds 2,048, the answer included"),
     ],
 )
 def test_what_cannot_be_done_is_a_sentence(client, fields, says):

@@ -1,5 +1,8 @@
 """metrics.py: what vLLM's /metrics says, and its course."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 from support.scripted_engine import ScriptedEngine
 from vllm_space import client, metrics
 
@@ -47,3 +50,18 @@ def test_a_server_without_metrics_has_no_points():
     with ScriptedEngine().running() as engine:
         assert metrics.Recorder(client.server(engine.url)).points() == []
     assert metrics.Recorder(client.server("http://127.0.0.1:9")).points() == []
+
+
+def test_however_many_look_one_asks():
+    """nvidia-smi takes half a second of a core: it is asked once a second for all viewers together."""
+    asked = []
+
+    def ask() -> int:
+        asked.append(1)
+        time.sleep(0.05)
+        return len(asked)
+
+    shared = metrics.Shared(ask)
+    with ThreadPoolExecutor(20) as viewers:
+        assert set(viewers.map(lambda _: shared.get(), range(20))) == {1}
+    assert len(asked) == 1

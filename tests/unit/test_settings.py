@@ -1,6 +1,7 @@
 """settings.py: what the owner may set, and what happens when it cannot work."""
 
 import pytest
+from pydantic import SecretStr
 
 from vllm_space import errors, settings
 
@@ -141,3 +142,39 @@ def test_secrets_are_masked_wherever_they_are_printed(monkeypatch):
 def test_settings_cannot_be_changed(monkeypatch):
     with pytest.raises(ValueError, match="frozen"):
         load(monkeypatch).temperature = 1
+
+
+# -- masking ---------------------------------------------------------------------------------------------------------
+
+
+class WithOneMore(settings.Settings):
+    """The settings with a secret that nobody has heard of, and one in a list."""
+
+    webhook_token: SecretStr | None = None
+    other_tokens: dict[str, SecretStr] | None = None
+
+
+def test_a_new_secret_is_masked_unlisted():
+    config = WithOneMore(
+        webhook_token="hook-marked",
+        other_tokens={"a": "other-marked"},
+        app_users="alice:pass-marked",
+        api_keys="k-marked",
+    )
+    text = "hook-marked other-marked alice pass-marked k-marked"
+    assert config.mask(text) == "*** *** alice *** ***"
+
+
+def test_a_new_secret_is_not_the_engines(monkeypatch):
+    """Every variable that holds a SecretStr is kept from processes that have no need of it."""
+    declared = {name.upper() for name, field in settings.Settings.model_fields.items() if "Secret" in repr(field)}
+    assert declared == settings.SECRETS
+    for name in declared:
+        monkeypatch.setenv(name, "marked")
+    assert not declared & settings.environment_without_secrets().keys()
+
+
+def test_a_short_secret_does_not_garble_the_log():
+    config = settings.Settings(app_username="a", app_password="the", app_users="bob:in", api_keys="x,phone:5")
+    log = "the engine in phase 5 is at the end"
+    assert config.mask(log) == log

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vllm_space.settings import Settings
 
@@ -75,7 +75,7 @@ def _progress(total: int, say: Callable[[str], None]) -> type:
         monitor_interval = 0  # no thread that looks after bars
 
         def __init__(self, *args: Any, **kwargs: Any):
-            super().__init__(*args, **kwargs)
+            cast(Any, super()).__init__(*args, **kwargs)  # it has no types
             self.update(self.n)  # what an earlier start had fetched of the file
 
         def update(self, n: float | None = 1) -> None:

@@ -17,7 +17,7 @@ from vllm_space.generation import Request
 from vllm_space.page import conversation
 from vllm_space.page.controls import Controls
 from vllm_space.page.conversation import History
-from vllm_space.page.events import STREAM, UNQUEUED, UNQUEUED_RAW, handler
+from vllm_space.page.events import STREAM, UNQUEUED, UNQUEUED_RAW, event_value, handler
 from vllm_space.page.javascript import call
 from vllm_space.streaming import Answer
 
@@ -101,7 +101,8 @@ class ChatTab:
         ]
         self.message.stop(None, cancels=running, **UNQUEUED)  # which is a failure as well
         for event in running[1:]:
-            event.failure(None, None, self.message, js=call("ready"), **UNQUEUED)  # Gradio's then() leaves failures out
+            # gradio 6.31: then() is not run after a failure, whatever its docstring says (as in gradio#4113)
+            event.failure(None, None, self.message, js=call("ready"), **UNQUEUED)
         for event in running:
             # Kept when the answer is there, so that nothing stands before its first token.
             self.keep_after(event.then(None, None, self.message, js=call("ready"), **UNQUEUED))
@@ -157,7 +158,7 @@ class ChatTab:
         yield history + conversation.shown(answer, ended=True)
 
     @handler
-    def go_on(self, data: gr.SelectData, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
+    def go_on(self, data: gr.EventData, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
         """Continue the last answer, which stopped at max tokens, in place."""
         *history, last = conversation.unfinished(history)
         before = conversation.text(last)
@@ -168,23 +169,27 @@ class ChatTab:
         yield history + conversation.shown(answer, ended=True, before=before)
 
     @handler
-    def retry(self, data: gr.RetryData, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
-        turn = conversation.turn(history, data.index)
+    def retry(self, data: gr.EventData, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
+        turn = conversation.turn(history, event_value(data, "index"))
         yield from self.send(request, history[turn], history[:turn], *controls)
 
     @handler
-    def edit(self, data: gr.EditData, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
-        turn = conversation.turn(history, data.index)
-        yield from self.send(request, conversation.edited(history[turn], data.value), history[:turn], *controls)
+    def edit(self, data: gr.EventData, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
+        turn = conversation.turn(history, event_value(data, "index"))
+        yield from self.send(
+            request, conversation.edited(history[turn], event_value(data, "value")), history[:turn], *controls
+        )
 
     @handler
-    def example(self, data: gr.SelectData, request: gr.Request, *controls: Any) -> Iterator[History]:
-        yield from self.send(request, conversation.message("user", conversation.example(data.value)), [], *controls)
+    def example(self, data: gr.EventData, request: gr.Request, *controls: Any) -> Iterator[History]:
+        yield from self.send(
+            request, conversation.message("user", conversation.example(event_value(data, "value"))), [], *controls
+        )
 
     @handler
-    def undo_turn(self, data: gr.UndoData, history: History) -> tuple[History, dict[str, Any]]:
+    def undo_turn(self, data: gr.EventData, history: History) -> tuple[History, dict[str, Any]]:
         """Take the last turn back; its message returns to the text box, ready to be changed."""
-        turn = conversation.turn(history, data.index)
+        turn = conversation.turn(history, event_value(data, "index"))
         files = [part["file"]["path"] for part in history[turn]["content"] if part["type"] == "file"]
         return history[:turn], {"text": conversation.text(history[turn]), "files": files}
 

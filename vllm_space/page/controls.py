@@ -53,8 +53,9 @@ class Controls:
             self.sampling += [self.control(name) for name in ORDER if name not in ALWAYS_SHOWN]
 
     def control(self, name: str) -> gr.Textbox:
-        # Text, not gr.Number: a number cannot be empty there, and empty is what leaves a parameter to the model.
-        # None, not "": Gradio sets a value once more, a frame after its accordion was opened, over what was typed.
+        # Empty leaves a parameter to the model. gradio 6.31: text, since gr.Number shows an initial None as 0
+        # (gradio#6728); None, not "", since a value is set once more a frame after its accordion was opened, over what
+        # was typed (gradio#12906).
         label, info = CONTROLS[name]
         value = sampling.defaults(self.config)[name]
         return gr.Textbox(

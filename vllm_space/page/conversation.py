@@ -49,7 +49,7 @@ IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 
 
 def message(role: str, text: str, **metadata: Any) -> dict[str, Any]:
-    # As a typed part: Gradio would re-indent a plain string, and with it the code in it.
+    # gradio 6.31: as a typed part, since a plain string is re-indented (inspect.cleandoc), and with it the code in it
     return {"role": role, "content": [_part(text)], "metadata": metadata or None, "options": None}
 
 

@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 GENERATION = "generation"  # every event that makes the engine work shares one concurrency limit
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # programs have /chat and /complete
 UNQUEUED: dict[str, Any] = {"queue": False, **PRIVATE}
-# Values go in and out as the browser has them. gradio 6.31: preprocessing and postprocessing hop to another thread for
-# each input and each update, which costs more than the streaming itself.
+# gradio 6.31: values go in and out as the browser has them, since preprocessing and postprocessing hop to another
+# thread for each input and each update (gradio#13168), which costs more than the streaming itself.
 _RAW: dict[str, Any] = {"preprocess": False, "postprocess": False}
 UNQUEUED_RAW: dict[str, Any] = UNQUEUED | _RAW
 # Visitors who wait in the queue see their place.
@@ -76,8 +76,8 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
 def streaming(function: Callable[..., Iterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
     """A generator as a `handler` whose arguments are checked elsewhere."""
 
-    # gradio 6.31: a generator is closed only after its first value was passed on. An answer that is stopped before that
-    # would keep the engine at work until its last token.
+    # gradio 6.31: a generator is closed only after its first value was passed on (gradio#13162 is about later ones).
+    # An answer that is stopped before that would keep the engine at work until its last token.
     @functools.wraps(function)
     async def run(*arguments: Any, **named: Any) -> AsyncIterator[Any]:
         with _sentences():
@@ -118,3 +118,14 @@ def http(request: gr.Request) -> Request:
     if request.request is None:
         raise RuntimeError("an event without an HTTP request")
     return request.request
+
+
+def event_value(data: gr.EventData, name: str) -> Any:
+    """What the browser says of an event, such as the index of the message it is about. Raises Refused if it does not.
+
+    gradio 6.31: gr.SelectData and the like raise whatever they raise for an event without data.
+    """
+    values = data._data
+    if not isinstance(values, dict) or name not in values:
+        raise errors.meaningless()
+    return values[name]

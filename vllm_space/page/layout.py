@@ -109,7 +109,8 @@ class Page:
         model = self.controls.model
         state = [self.about, self.banner, self.controls.again, model, *self.compare.models]
         demo.load(None, self.chat.kept, [self.chat.conversations, self.chat.delete], js=call("list"), **UNQUEUED)
-        # As the browser has it: Gradio may have forgotten which models it told this tab of: see server.py.
+        # gradio 6.31: as the browser has it, since the state of a tab, the models it knows of included, is evicted when
+        # many others have come (see web.py)
         asked = UNQUEUED | {"preprocess": False}
         demo.load(self.greet, model, [*state, self.chat.chatbot, self.chat.message], **asked)
         self.controls.again.tick(self.look, model, [*state, self.chat.message], **asked)

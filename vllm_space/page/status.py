@@ -110,7 +110,7 @@ class StatusTab:
                 for point in points
             ]
             top = max([least, *(row["value"] for row in rows)])
-            # Without rows a frame has no types, and the plot would keep the wrong ones.
+            # gradio 6.31: without rows a frame has no types, and the plot would keep the wrong ones
             found.append(gr.LinePlot(pd.DataFrame(rows) if rows else None, y_lim=[0, top]))
         return found
 
