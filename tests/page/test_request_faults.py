@@ -240,8 +240,12 @@ def test_no_handler_reads_a_file_that_a_forged_event_names(url, client, engine, 
             event = {"event_data": {"index": 0, "value": "Hi"}}
             body = {"data": data, "fn_index": function["id"], "session_hash": f"forged-{tried}"} | event
             answer = requests.post(f"{url}/gradio_api/run/predict", json=body, timeout=10)
-            assert answer.status_code == (400 if function["backend_fn"] else 404)
-            assert requests.post(f"{url}/gradio_api/queue/join", json=body, timeout=10).status_code < 500
+            joined = requests.post(f"{url}/gradio_api/queue/join", json=body, timeout=10)
+            if not function["backend_fn"]:  # it happens in the browser alone
+                assert (answer.status_code, joined.status_code) == (404, 404)
+                continue
+            assert answer.status_code == 400
+            assert joined.status_code < 500
             stream = f"{url}/gradio_api/queue/data?session_hash={body['session_hash']}"
             with requests.get(stream, stream=True, timeout=10) as events:
                 said = next((line for line in events.iter_lines() if b"process_completed" in line), b"")

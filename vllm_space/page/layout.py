@@ -119,7 +119,7 @@ class Page:
     @handler
     def greet(self, label: str | None) -> tuple[Any, ...]:
         """What depends on the servers, asked anew for each visitor."""
-        *state, message = self.now(label)
+        *state, message = self.look(label)
         demo = any(model.name == DEMO_MODEL_NAME for model in self.catalog.models())
         examples = self.config.app_examples or (DEMO_EXAMPLES if demo else EXAMPLES)
         chatbot = gr.Chatbot(examples=[{"text": text} for text in examples])
@@ -127,15 +127,12 @@ class Page:
 
     @handler
     def look(self, label: str | None) -> tuple[Any, ...]:
-        return self.now(label)
-
-    def now(self, label: str | None) -> tuple[Any, ...]:
         """The models and what is wrong, as they are now."""
         found = self.catalog.models()
         trouble = self.trouble()
         labels = [model.label for model in found]
         chosen = label if label in labels else (labels[0] if labels else None)
-        about, message = self.picked(chosen)
+        about, message = self.pick(chosen)
         return (
             about,
             gr.Markdown(trouble, visible=bool(trouble)),
@@ -147,9 +144,6 @@ class Page:
 
     @handler
     def pick(self, label: str | None) -> tuple[str, gr.MultimodalTextbox]:
-        return self.picked(label)
-
-    def picked(self, label: str | None) -> tuple[str, gr.MultimodalTextbox]:
         """What is said of a model, and the message box that suits it."""
         model = next((model for model in self.catalog.models() if model.label == label), None)
         return _about(model) if model else "", self.chat.accepted(label)
