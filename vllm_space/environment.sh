@@ -3,9 +3,9 @@
 #   choose_environment NAME REQUIREMENTS...   sets PYTHON, the interpreter to use
 #   fill_environment                          installs what it still lacks
 #
-# An active environment that has all that the REQUIREMENTS name is used as it is, and never changed. Otherwise one is made
-# in the user's cache folder (never in the repository: an upload must not carry it), under a name that holds
-# the hash of the requirements. Both steps can be interrupted and run again.
+# An active environment that has all that the REQUIREMENTS name is used as it is, and never changed. Otherwise
+# one is made in the user's cache folder (never in the repository: an upload must not carry it), under a name
+# that holds the hash of the requirements. Both steps can be interrupted and run again.
 
 WHAT_IS_MISSING=$(dirname "${BASH_SOURCE[0]}")/requirements.py
 TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu

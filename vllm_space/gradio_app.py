@@ -25,8 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class GradioApp(App):
-    """Gradio's FastAPI application, given to `Blocks.launch(_app=...)`, as gr.Server does it
-    (gradio#13117).
+    """Gradio's FastAPI application, for `Blocks.launch(_app=...)`, which gr.Server uses too (gradio#13117).
 
     `ingress` gets the whole application and returns the one to serve. gradio 6.31: what `app_kwargs["middleware"]`
     names stands behind Gradio's own CORS layer, which lets the scripts of every site read what is answered

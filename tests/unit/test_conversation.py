@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from vllm_space import errors
 from vllm_space.client import PICTURE
@@ -85,3 +86,19 @@ def test_a_picture_too_large_for_the_browser_is_left_out_of_what_it_keeps(tmp_pa
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "What is this?"},
     ]
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        None, 5, [5], [{}], [{"role": "king", "content": []}], [{"role": "user", "content": "Hi"}],
+        [{"role": "user", "content": [5]}], [{"role": "user", "content": [{"type": "text"}]}],
+        [{"role": "user", "content": [{"type": "file", "file": {}}]}],
+        [{"role": "user", "content": [{"type": "component", "component": "image"}]}],
+    ],
+)  # fmt: skip
+def test_only_a_conversation_reaches_a_handler(junk):
+    history = TypeAdapter(conversation.History)
+    assert history.validate_python(HISTORY) == HISTORY
+    with pytest.raises(ValidationError):
+        history.validate_python(junk)

@@ -78,6 +78,7 @@ class CompareTab:
         if not prompt.strip():
             raise errors.Refused("Type a prompt first.")
         history = [conversation.message("user", prompt)]
+        shown = max(1, min(shown, COLUMNS))
         *columns, common = self._by_column(shown, values)
         requests = [
             Request(
@@ -102,9 +103,8 @@ class CompareTab:
 
     @staticmethod
     def _shown(answer: Answer) -> History:
-        return [
-            {**one, "options": None} for one in conversation.shown(answer, answer.ended)
-        ]  # nothing is continued here
+        # Nothing is continued here.
+        return [{**one, "options": None} for one in conversation.shown(answer, answer.ended)]
 
     @handler
     def add(self, shown: int) -> tuple[Any, ...]:

@@ -28,10 +28,18 @@ def _checked(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
         parts = one.get("content")
         if one.get("role") not in ("user", "assistant") or not isinstance(parts, list):
             raise ValueError("no role or no content")
-        for part in parts:
-            if not isinstance(part.get("text"), str) and not isinstance(part["file"].get("path"), str):
-                raise ValueError("neither text nor a file")
+        if not all(map(_is_part, parts)):
+            raise ValueError("neither text nor a file")
     return history
+
+
+def _is_part(part: Any) -> bool:
+    if not isinstance(part, dict):
+        return False
+    if part.get("type") == "text":
+        return isinstance(part.get("text"), str)
+    file = part.get("file")
+    return part.get("type") == "file" and isinstance(file, dict) and isinstance(file.get("path"), str)
 
 
 # What gr.Chatbot holds: {"role", "content": [{"type": "text", "text"}], "metadata"}
