@@ -22,7 +22,8 @@ from vllm_space import errors, hardware
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5  # seconds
-HEALTH_TIMEOUT = 3  # seconds
+HEALTH_TIMEOUT = 3  # seconds; whoever asks /healthz waits for this
+LIST_TIMEOUT = 5  # seconds; a page waits for this
 READ_SIZE = 65536  # bytes; an upper bound: what has arrived is handed on at once
 
 # A white square of 64 pixels, to ask with.
@@ -95,7 +96,7 @@ def models(server: Server) -> list[Model]:
     Raises ModelError if it cannot be reached or refuses.
     """
     with _session(server) as session:
-        answer = session.get(f"{server.url}/v1/models", timeout=(CONNECT_TIMEOUT, 5))  # a page waits for this
+        answer = session.get(f"{server.url}/v1/models", timeout=(CONNECT_TIMEOUT, LIST_TIMEOUT))
         if answer.status_code == 404:
             return [Model(server, server.label or "vLLM (legacy server)", "generate")]
         _check(answer)
@@ -109,7 +110,7 @@ def models(server: Server) -> list[Model]:
             for model in answer.json()["data"]
         ]
         # For seconds after the death of vLLM's engine, its API server still answers this.
-        if any(model.is_vllm for model in found) and not _is_up(session, server):
+        if any(model.is_vllm for model in found) and not _is_up(session, server, LIST_TIMEOUT):
             raise errors.unreachable(server.label)
         return found
 
@@ -118,19 +119,19 @@ def is_up(server: Server) -> bool:
     """Whether a server can answer requests now."""
     try:
         with _session(server) as session:
-            return _is_up(session, server)
+            return _is_up(session, server, HEALTH_TIMEOUT)
     except errors.ModelError:
         return False
 
 
-def _is_up(session: requests.Session, server: Server) -> bool:
+def _is_up(session: requests.Session, server: Server, timeout: float) -> bool:
     """Ask /health, and /readiness if that is 503: vllm-router's /health is 503 while any of its replicas is down.
 
     A server that is not vLLM may have neither, and still answer.
     """
 
     def status(path: str) -> int:
-        return session.get(f"{server.url}/{path}", timeout=HEALTH_TIMEOUT).status_code
+        return session.get(f"{server.url}/{path}", timeout=timeout).status_code
 
     health = status("health")
     return status("readiness") == 200 if health == 503 else health < 500

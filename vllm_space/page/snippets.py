@@ -86,7 +86,6 @@ ALL: dict[str, tuple[Language, Template]] = {
     "gradio_client": ("python", GRADIO_CLIENT),
     "MCP": ("python", MCP),
 }
-NEED_KEYS = ("Python", "JavaScript", "curl")
 
 
 def write(url: str, model: str, login: bool = False) -> dict[str, str]:
