@@ -19,7 +19,9 @@ IS_START = IS_MAIN and threading.current_thread() is threading.main_thread()
 
 def boot_with_start_script() -> None:
     """Become start.sh. Through bash, since upload tools lose the run bit."""
-    os.environ["PYTHON"] = sys.executable  # the interpreter that a Space installed the requirements for
+    os.environ["PYTHON"] = (
+        sys.executable
+    )  # the interpreter that a Space installed the requirements for
     os.execvp("bash", ["bash", str(HERE / "start.sh"), *sys.argv[1:]])
 
 

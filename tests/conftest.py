@@ -95,7 +95,9 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
     running = Program([*START, "--port", str(port)], log, env)
     try:
         running.wait_until_up(f"http://127.0.0.1:{port}")
-        app = next(one for one in running.family() if any("app.py" in part for part in one.cmdline()))
+        app = next(
+            one for one in running.family() if any("app.py" in part for part in one.cmdline())
+        )
         key = app.environ()["MODEL_API_KEY"]
         yield Space(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{engine_port}", key, running)
         running.check_clean_end()
@@ -126,7 +128,10 @@ def visit(chromium):
         context = chromium.new_context(viewport={"width": width, "height": 800}, **context_options)
         contexts.append(context)
         page = context.new_page()
-        page.on("request", lambda request: outside.append(request.url) if "127.0.0.1" not in request.url else None)
+        page.on(
+            "request",
+            lambda request: outside.append(request.url) if "127.0.0.1" not in request.url else None,
+        )
         page.goto(url)
         expect(page.get_by_placeholder("Type a message")).to_be_visible(timeout=20_000)
         return page
@@ -140,10 +145,21 @@ def visit(chromium):
 @pytest.fixture(scope="session")
 def node_modules() -> Path:
     """The npm package, installed once into the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vllm-space" / OPENAI_JS
+    cache = (
+        Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vllm-space" / OPENAI_JS
+    )
     if not (cache / ".complete").exists():
         cache.mkdir(parents=True, exist_ok=True)
-        install = ["npm", "install", "--prefix", str(cache), "--no-audit", "--no-fund", "--ignore-scripts", OPENAI_JS]
+        install = [
+            "npm",
+            "install",
+            "--prefix",
+            str(cache),
+            "--no-audit",
+            "--no-fund",
+            "--ignore-scripts",
+            OPENAI_JS,
+        ]
         subprocess.run(install, check=True, timeout=300)
         (cache / ".complete").touch()
     return cache

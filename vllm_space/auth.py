@@ -34,7 +34,9 @@ COOKIE = "vllm_space_login"
 STAYS_SIGNED_IN = 30 * 24 * 3600  # seconds
 FREE_FAILURES = 5  # wrong passwords of one address before it has to wait
 LONGEST_WAIT = 300  # seconds
-LOGIN_PAGE = Template(Path(__file__).with_name("login.html").read_text(encoding="utf-8"), autoescape=True)
+LOGIN_PAGE = Template(
+    Path(__file__).with_name("login.html").read_text(encoding="utf-8"), autoescape=True
+)
 REMEMBERED = 10_000  # addresses; the oldest is forgotten, so that a flood cannot fill the memory
 
 # Paths that need no login. gradio 6.31: launch calls the last one on itself.
@@ -53,7 +55,9 @@ class Guard:
         # The key is made of the passwords: logins survive a restart, and end when a password changes.
         key = hashlib.sha256(json.dumps(sorted(self.logins.items())).encode()).hexdigest()
         self.signer = URLSafeTimedSerializer(key, salt=COOKIE)
-        self.failures: OrderedDict[str, tuple[int, float]] = OrderedDict()  # address -> (how many, when it may again)
+        self.failures: OrderedDict[str, tuple[int, float]] = (
+            OrderedDict()
+        )  # address -> (how many, when it may again)
 
     def user(self, request: Request) -> str | None:
         """The signed-in visitor's name, or None."""
@@ -72,7 +76,10 @@ class Guard:
 
     def _hugging_face_user(self, request: Request) -> str | None:
         profile = self._profile(request)
-        names = [profile, *(profile.get("orgs") or [])]  # an organisation's "name" may be anything, as a person's
+        names = [
+            profile,
+            *(profile.get("orgs") or []),
+        ]  # an organisation's "name" may be anything, as a person's
         groups = {(one.get("preferred_username") or "").lower() for one in names}
         allowed = {name.lower() for name in self.config.oauth_allowed}
         return profile.get("preferred_username") if "*" in allowed or groups & allowed else None
@@ -82,7 +89,11 @@ class Guard:
         if not self.config.oauth_allowed or "session" not in request.scope:
             return {}
         known = request.session.get("oauth_info") or {}
-        return dict(known.get("userinfo") or {}) if known.get("expires_at", math.inf) > time.time() else {}
+        return (
+            dict(known.get("userinfo") or {})
+            if known.get("expires_at", math.inf) > time.time()
+            else {}
+        )
 
     def is_owner(self, request: Request) -> bool:
         """Whether a visitor may see what is the owner's: who knows a password, or the Space's owner signed in."""
@@ -108,7 +119,9 @@ class Guard:
         wait = math.ceil(self.failures.get(address, (0, 0.0))[1] - time.monotonic())
         if wait > 0:
             message = f"Too many wrong passwords: try again in {wait} s."
-            response: Response = self.page(message, 429) if browser else JSONResponse({"detail": message}, 429)
+            response: Response = (
+                self.page(message, 429) if browser else JSONResponse({"detail": message}, 429)
+            )
             response.headers["Retry-After"] = str(wait)
             return response
         if not self._matches(name, password):
@@ -122,9 +135,14 @@ class Guard:
         # In a frame of another site only a Secure cookie is kept; on plain http only one that is not.
         secure = request.headers.get("x-forwarded-proto", request.url.scheme) == "https"
         response.set_cookie(
-            COOKIE, token, STAYS_SIGNED_IN, path=urlsplit(root).path,
-            httponly=True, secure=secure, samesite="none" if secure else "lax",
-        )  # fmt: skip
+            COOKIE,
+            token,
+            STAYS_SIGNED_IN,
+            path=urlsplit(root).path,
+            httponly=True,
+            secure=secure,
+            samesite="none" if secure else "lax",
+        )
         if secure:  # kept for this site within that one, also where a browser blocks cookies in frames (CHIPS)
             response.headers["set-cookie"] += "; Partitioned"
         return response
@@ -140,20 +158,23 @@ class Guard:
         """Whether that is one of the logins, in a time that tells nothing of either."""
         found = False
         for known_name, known_password in self.logins.items():
-            same_name, same_password = same_secret(known_name, name), same_secret(known_password, password)
+            same_name, same_password = (
+                same_secret(known_name, name),
+                same_secret(known_password, password),
+            )
             found |= same_name and same_password
         return found
 
     def welcome(self, request: Request) -> HTMLResponse:
         """The login page as a visitor who may not come in first sees it."""
         if name := self._profile(request).get("preferred_username"):
-            message = (
-                f"You are signed in to Hugging Face as {name}, who may not use this Space: its owner decides who may."
-            )
+            message = f"You are signed in to Hugging Face as {name}, who may not use this Space: its owner decides who may."
             return self.page(message, 403, signed_in=True)
         return self.page()
 
-    def page(self, message: str = "", status: int = 200, signed_in: bool = False, root: str = "./") -> HTMLResponse:
+    def page(
+        self, message: str = "", status: int = 200, signed_in: bool = False, root: str = "./"
+    ) -> HTMLResponse:
         """The login page, which needs no other file. `root` leads from the address it is shown at to the page's."""
         html = LOGIN_PAGE.render(
             root=root,
@@ -186,7 +207,9 @@ def client_address(request: Request, space: Space | None) -> str:
 
 def same_secret(known: str, given: str) -> bool:
     """Whether two secrets are equal, in a time that tells nothing of either."""
-    known_digest, given_digest = (hashlib.sha256(each.encode("utf-8", "replace")).digest() for each in (known, given))
+    known_digest, given_digest = (
+        hashlib.sha256(each.encode("utf-8", "replace")).digest() for each in (known, given)
+    )
     return hmac.compare_digest(known_digest, given_digest)
 
 
@@ -212,7 +235,9 @@ class GuardMiddleware:
         if scope["path"] == "/" and scope["method"] in ("GET", "HEAD"):
             response: Response = self.guard.welcome(request)
         else:
-            response = JSONResponse({"detail": "Not signed in: open the page and sign in first."}, 401)
+            response = JSONResponse(
+                {"detail": "Not signed in: open the page and sign in first."}, 401
+            )
         return await response(scope, receive, send)
 
     async def sign_in(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -220,7 +245,9 @@ class GuardMiddleware:
 
         gradio 6.31: it knows no failure. If the visitor declined or Hugging Face is down, it answers a bare 500.
         """
-        response: Response = self.guard.page("Hugging Face has not signed you in. Try again.", 403, root="../")
+        response: Response = self.guard.page(
+            "Hugging Face has not signed you in. Try again.", 403, root="../"
+        )
         if "error" not in Request(scope).query_params:
             try:
                 return await self.app(scope, receive, send)

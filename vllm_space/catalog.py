@@ -57,8 +57,14 @@ class Catalog:
                 if not label or label == name:
                     return model
         if found:
-            raise errors.Refused(f"There is no model {label!r} here. There is: {', '.join(m.label for m in found)}.")
-        raise errors.Unreachable(next(iter(self._errors.values()))) if self._errors else errors.no_server()
+            raise errors.Refused(
+                f"There is no model {label!r} here. There is: {', '.join(m.label for m in found)}."
+            )
+        raise (
+            errors.Unreachable(next(iter(self._errors.values())))
+            if self._errors
+            else errors.no_server()
+        )
 
     def expire(self) -> None:
         """Ask the servers anew at the next look: an answer of one has just failed."""
@@ -68,7 +74,9 @@ class Catalog:
         """Whether the model takes pictures, asked once. A server that fails to say is asked again the next time."""
         if model not in self._takes_images:
             try:
-                self._takes_images[model] = model.protocol == "openai" and client.takes_images(model)
+                self._takes_images[model] = model.protocol == "openai" and client.takes_images(
+                    model
+                )
             except errors.ModelError:
                 return False
         return self._takes_images[model]
@@ -83,7 +91,9 @@ class Catalog:
             found: list[Model] = []
             failed: dict[str, str] = {}
             with ThreadPoolExecutor(max_workers=max(1, len(self.servers))) as pool:
-                for one, answer in zip(self.servers, pool.map(_models_or_error, self.servers), strict=True):
+                for one, answer in zip(
+                    self.servers, pool.map(_models_or_error, self.servers), strict=True
+                ):
                     if isinstance(answer, list):
                         found += answer
                     elif isinstance(answer, errors.Unreachable):

@@ -33,7 +33,9 @@ PICTURE = (
     "EBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAYHLAMpT0sIcNbcEAAAAAElFTkSuQmCC"
 )
 
-Message = dict[str, Any]  # {"role": "system" | "user" | "assistant", "content": str or OpenAI's typed parts}
+Message = dict[
+    str, Any
+]  # {"role": "system" | "user" | "assistant", "content": str or OpenAI's typed parts}
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ class Chunk:
     usage: dict[str, Any] | None = None
 
 
-def server(address: str, *, label: str = "", api_key: str | None = None, timeout: float = 300) -> Server:
+def server(
+    address: str, *, label: str = "", api_key: str | None = None, timeout: float = 300
+) -> Server:
     """A Server from an address in any of its forms: the root, with /v1, or with /generate."""
     url = address.strip().rstrip("/")
     for ending in ("/v1", "/generate"):
@@ -173,7 +177,9 @@ class Stream:
         timeout = (CONNECT_TIMEOUT, server.timeout)
         with (
             _session(server) as session,
-            session.post(server.url + self.path, json=self.body, stream=True, timeout=timeout) as self._answer,
+            session.post(
+                server.url + self.path, json=self.body, stream=True, timeout=timeout
+            ) as self._answer,
         ):
             _check(self._answer)
             rest = b""
@@ -199,7 +205,13 @@ def chat(model: Model, messages: list[Message], sampling: dict[str, Any]) -> Str
         # Without a chat template the model would go on to write the user's next turn.
         stop = [*sampling.get("stop", []), "\nUser:"]
         return complete(model, transcript(messages), sampling | {"stop": stop})
-    body = {"model": model.name, "messages": messages, **sampling, **_STREAM, **_prompt_end(messages)}
+    body = {
+        "model": model.name,
+        "messages": messages,
+        **sampling,
+        **_STREAM,
+        **_prompt_end(messages),
+    }
     return Stream(model, "/v1/chat/completions", body)
 
 
@@ -214,7 +226,9 @@ def complete(model: Model, prompt: str, sampling: dict[str, Any]) -> Stream:
     """The continuation of a text. Otherwise as `chat`."""
     if model.protocol == "generate":
         return Stream(model, "/generate", {"prompt": prompt, "stream": True, **sampling})
-    return Stream(model, "/v1/completions", {"model": model.name, "prompt": prompt, **sampling, **_STREAM})
+    return Stream(
+        model, "/v1/completions", {"model": model.name, "prompt": prompt, **sampling, **_STREAM}
+    )
 
 
 def transcript(messages: list[Message]) -> str:

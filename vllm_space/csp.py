@@ -11,13 +11,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vllm_space.settings import Settings
 
-GRADIO_CDN = "https://gradio.s3-us-west-2.amazonaws.com"  # what a page behind a gradio.live link is made of
+GRADIO_CDN = (
+    "https://gradio.s3-us-west-2.amazonaws.com"  # what a page behind a gradio.live link is made of
+)
 OWN = "'self' data: blob:"
 
 
 def policy(config: Settings) -> str:
     """The header's value. Gradio's page has scripts in its HTML, and its plots make code as they run."""
-    code = f"{OWN} 'unsafe-inline' 'unsafe-eval'" + (f" {GRADIO_CDN}" if config.gradio_share else "")
+    code = f"{OWN} 'unsafe-inline' 'unsafe-eval'" + (
+        f" {GRADIO_CDN}" if config.gradio_share else ""
+    )
     images = " ".join([OWN, *config.app_image_origins])
     return (
         f"default-src {code}; img-src {images}; media-src {images}; "

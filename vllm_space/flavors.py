@@ -103,7 +103,9 @@ def fitted_flags(config: settings.Settings, gpus: list[Gpu]) -> dict[str, object
     if gpus and dtype is None and min(gpu.compute_capability for gpu in gpus) < BFLOAT16_FROM:
         dtype = "half"
     if gpus and size is None:
-        size = 1 << (len(gpus).bit_length() - 1)  # a power of two, since attention heads divide by it
+        size = 1 << (
+            len(gpus).bit_length() - 1
+        )  # a power of two, since attention heads divide by it
     return {
         "--dtype": dtype,
         "--max-model-len": config.max_model_len or -1,  # -1 fits the context to the memory
@@ -121,7 +123,10 @@ def flags(flavor: Flavor) -> str:
 
 def table() -> str:
     """The README's table of hardware, as Markdown."""
-    rows = ["| hardware | GPU memory | a model that fits | its weights | what vLLM is told |", "|---|---|---|---|---|"]
+    rows = [
+        "| hardware | GPU memory | a model that fits | its weights | what vLLM is told |",
+        "|---|---|---|---|---|",
+    ]
     for flavor in FLAVORS:
         model = largest_model(flavor)
         rows.append(

@@ -48,13 +48,29 @@ ALLOWED = {
 BODY_LIMIT = 32 * 2**20  # bytes; room for a few images
 TOKEN_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 # Of the request; never its key, which is ours and not the engine's, nor its cookies, which are the page's.
-PASSED_HEADERS = ("content-type", "accept", "accept-encoding", "x-request-id", "anthropic-version", "anthropic-beta")
+PASSED_HEADERS = (
+    "content-type",
+    "accept",
+    "accept-encoding",
+    "x-request-id",
+    "anthropic-version",
+    "anthropic-beta",
+)
 # Of the engine's answer.
-KEPT_HEADERS = ("content-type", "content-length", "content-encoding", "cache-control", "x-request-id", "retry-after")
+KEPT_HEADERS = (
+    "content-type",
+    "content-length",
+    "content-encoding",
+    "cache-control",
+    "x-request-id",
+    "retry-after",
+)
 RETRY_AFTER = 5  # seconds that a client is told to wait for an engine that is down
 # Seconds that an idle connection to an engine is kept: less than vLLM's own 5, or a request may meet its end.
 KEEP_ALIVE = 4
-STALE_WITHIN = 1.0  # seconds in which a kept connection shows that it was dead; later, the engine is
+STALE_WITHIN = (
+    1.0  # seconds in which a kept connection shows that it was dead; later, the engine is
+)
 
 # What Anthropic's clients expect an error to be called. Others are `invalid_request_error`, or from 500 `api_error`.
 ANTHROPIC_ERRORS = {
@@ -79,11 +95,15 @@ class Refusal(Exception):
     def body(self, path: str) -> bytes:
         """The error in the form that the clients of `path` understand: Anthropic's or OpenAI's."""
         if path.startswith("/v1/messages"):
-            kind = ANTHROPIC_ERRORS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+            kind = ANTHROPIC_ERRORS.get(
+                self.status, "invalid_request_error" if self.status < 500 else "api_error"
+            )
             error: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": str(self)}}
         else:
             kind = "invalid_request_error" if self.status < 500 else "server_error"
-            error = {"error": {"message": str(self), "type": kind, "param": None, "code": self.code}}
+            error = {
+                "error": {"message": str(self), "type": kind, "param": None, "code": self.code}
+            }
         return json.dumps(error).encode()
 
     def response(self, path: str) -> Response:
@@ -110,9 +130,13 @@ class Gateway:
             name, colon, key = secret.get_secret_value().partition(":")
             self.keys[key if colon else name] = name if colon and name else f"key {number}"
         self.counts = {name: Counter[str]() for name in self.keys.values()}
-        self.limit = RateLimitItemPerMinute(config.api_rate_limit) if config.api_rate_limit else None
+        self.limit = (
+            RateLimitItemPerMinute(config.api_rate_limit) if config.api_rate_limit else None
+        )
         self.limiter = MovingWindowRateLimiter(MemoryStorage())
-        self.sessions: dict[str, aiohttp.ClientSession] = {}  # root of a server -> connections to it
+        self.sessions: dict[
+            str, aiohttp.ClientSession
+        ] = {}  # root of a server -> connections to it
         self.app = self._with_cors(self._answer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -137,7 +161,9 @@ class Gateway:
     def _session(self, server: Server) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=server.timeout),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=CONNECT_TIMEOUT, sock_read=server.timeout
+            ),
             # No proxy and no .netrc between this page and an engine on the same machine.
             trust_env=not server.is_here,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -162,7 +188,11 @@ class Gateway:
         path, who = scope["path"], None
         try:
             if not self.keys:
-                raise Refusal(404, "The API of this Space is closed: its owner has set no API_KEYS.", "api_closed")
+                raise Refusal(
+                    404,
+                    "The API of this Space is closed: its owner has set no API_KEYS.",
+                    "api_closed",
+                )
             who = self._key_name(request)
             self.counts[who]["requests"] += 1
             self._check_path(request)
@@ -191,7 +221,10 @@ class Gateway:
         Both headers count: at a private Space, Authorization holds a token of Hugging Face's, and x-api-key the key.
         """
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        given = [request.headers.get("x-api-key", ""), bearer.strip() if scheme.lower() == "bearer" else ""]
+        given = [
+            request.headers.get("x-api-key", ""),
+            bearer.strip() if scheme.lower() == "bearer" else "",
+        ]
         found = None
         for known, name in self.keys.items():
             for key in given:
@@ -253,7 +286,11 @@ class Gateway:
 
     async def _all_models(self) -> dict[str, Any]:
         """The models of all servers: by name, and by label where two servers have one of the same name."""
-        found = [model for model in await run_in_threadpool(self.catalog.models) if model.protocol == "openai"]
+        found = [
+            model
+            for model in await run_in_threadpool(self.catalog.models)
+            if model.protocol == "openai"
+        ]
         names = Counter(model.name for model in found)
         data = [
             {
@@ -278,11 +315,15 @@ class Gateway:
         try:
             async with await self._ask(server, request, body) as answer:
                 await self._check_answer(server, answer)
-                kept = {name: answer.headers[name] for name in KEPT_HEADERS if name in answer.headers}
+                kept = {
+                    name: answer.headers[name] for name in KEPT_HEADERS if name in answer.headers
+                }
                 if answer.status in (502, 503):
                     kept.setdefault("retry-after", str(RETRY_AFTER))
                 if streams := answer.content_type == "text/event-stream":
-                    kept["x-accel-buffering"] = "no"  # asks a proxy in front not to hold the stream back
+                    kept["x-accel-buffering"] = (
+                        "no"  # asks a proxy in front not to hold the stream back
+                    )
                 raw = [(name.encode(), value.encode("latin-1")) for name, value in kept.items()]
                 await send({"type": "http.response.start", "status": answer.status, "headers": raw})
                 started = True
@@ -293,8 +334,12 @@ class Gateway:
             log.error("the engine failed a request: %s", type(error).__name__)
             if not started:
                 late = isinstance(error, aiohttp.SocketTimeoutError)
-                raise _down(errors.timed_out(server.timeout) if late else errors.unreachable()) from None
-            if streams and (not last or last.endswith(b"\n\n")):  # between two events, there is room for another
+                raise _down(
+                    errors.timed_out(server.timeout) if late else errors.unreachable()
+                ) from None
+            if streams and (
+                not last or last.endswith(b"\n\n")
+            ):  # between two events, there is room for another
                 event = b"event: error\n" if path.startswith("/v1/messages") else b""
                 event += b"data: " + _down(errors.cut_off()).body(path) + b"\n\n"
                 await send({"type": "http.response.body", "body": event})
@@ -304,14 +349,20 @@ class Gateway:
         """The engine's answer, of which no more than the head has come. Raises what aiohttp raises."""
         query = f"?{request.url.query}" if request.url.query else ""
         url = URL(server.url + request.url.path + query, encoded=True)
-        headers = {name: request.headers[name] for name in PASSED_HEADERS if name in request.headers}
+        headers = {
+            name: request.headers[name] for name in PASSED_HEADERS if name in request.headers
+        }
         tries = 0
         while True:
             tries += 1
             began = time.monotonic()
             try:
                 return await self.sessions[server.url].request(
-                    request.method, url, data=body or None, headers=headers | server.headers, allow_redirects=False
+                    request.method,
+                    url,
+                    data=body or None,
+                    headers=headers | server.headers,
+                    allow_redirects=False,
                 )
             except aiohttp.ClientConnectorError:
                 raise
@@ -329,7 +380,9 @@ class Gateway:
             raise _down(errors.unreachable() if down else errors.malformed())
         if answer.status == 404:
             found = await run_in_threadpool(self.catalog.models)
-            if found and all(model.protocol != "openai" for model in found if model.server == server):
+            if found and all(
+                model.protocol != "openai" for model in found if model.server == server
+            ):
                 raise _legacy()
 
 
@@ -359,7 +412,9 @@ async def _disconnected(receive: Receive) -> None:
 
 async def _read(request: Request) -> bytes:
     """The request's body. Raises Refusal as soon as it is too large, ClientDisconnect when its sender leaves."""
-    too_large = Refusal(413, f"The request is larger than {BODY_LIMIT // 2**20} MiB.", "request_too_large")
+    too_large = Refusal(
+        413, f"The request is larger than {BODY_LIMIT // 2**20} MiB.", "request_too_large"
+    )
     if _number(request.headers.get("content-length")) > BODY_LIMIT:
         raise too_large
     body = bytearray()
@@ -386,7 +441,11 @@ def _fields(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict) or isinstance(fields, _Repeated):
-        raise Refusal(400, "The body of the request must be a JSON object that names each field once.", "invalid_json")
+        raise Refusal(
+            400,
+            "The body of the request must be a JSON object that names each field once.",
+            "invalid_json",
+        )
     return fields
 
 

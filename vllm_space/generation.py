@@ -87,7 +87,9 @@ def _check(request: Request) -> None:
         raise errors.meaningless()
     for message in request.prompt:
         content = message.get("content")
-        is_content = isinstance(content, str) or (isinstance(content, list) and all(map(_is_part, content)))
+        is_content = isinstance(content, str) or (
+            isinstance(content, list) and all(map(_is_part, content))
+        )
         if message.get("role") not in ("user", "assistant") or not is_content:
             raise errors.bad_message()
 
@@ -97,7 +99,9 @@ def _is_part(part: Any) -> bool:
     if not isinstance(part, dict):
         return False
     image = part.get("image_url")
-    return isinstance(part.get("text"), str) or (isinstance(image, dict) and isinstance(image.get("url"), str))
+    return isinstance(part.get("text"), str) or (
+        isinstance(image, dict) and isinstance(image.get("url"), str)
+    )
 
 
 def _fitted(model: Model, prompt: str | list[Message], fields: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +113,11 @@ def _fitted(model: Model, prompt: str | list[Message], fields: dict[str, Any]) -
     context = model.context_length
     texts = [prompt] if isinstance(prompt, str) else [str(message["content"]) for message in prompt]
     size = sum(len(text.encode("utf-8", "replace")) for text in texts)
-    if not context or model.protocol != "openai" or size + TEMPLATE_ROOM + fields["max_tokens"] <= context:
+    if (
+        not context
+        or model.protocol != "openai"
+        or size + TEMPLATE_ROOM + fields["max_tokens"] <= context
+    ):
         return fields
     count = client.count_tokens(model, prompt)
     if count is None:

@@ -88,7 +88,9 @@ class ErrorMiddleware:
 
         try:
             await self.app(scope, receive, watch)
-        except UnicodeEncodeError:  # half a surrogate pair, which only a request brings, cannot be sent back
+        except (
+            UnicodeEncodeError
+        ):  # half a surrogate pair, which only a request brings, cannot be sent back
             if started:
                 raise
             await JSONResponse({"error": str(errors.meaningless())}, 400)(scope, receive, send)

@@ -15,7 +15,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-CUDA_HOME = "/usr/local/cuda"  # where the toolkit is, unless the variable of this name says otherwise
+CUDA_HOME = (
+    "/usr/local/cuda"  # where the toolkit is, unless the variable of this name says otherwise
+)
 OAUTH_VARIABLES = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
 GPU_FIELDS = "name,memory.total,memory.free,compute_cap,driver_version"
 
@@ -61,8 +63,11 @@ def gpus(device: str = "auto") -> list[Gpu]:
     try:
         answer = subprocess.run(
             ["nvidia-smi", f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader,nounits"],
-            capture_output=True, text=True, timeout=30, check=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return []
     found = []

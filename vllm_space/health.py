@@ -42,6 +42,10 @@ class Health:
         async with self._lock:  # however many poll, one asks
             if time.monotonic() - self._asked >= FRESH:
                 servers = self.catalog.servers
-                self._up = any(await asyncio.gather(*(run_in_threadpool(client.is_up, each) for each in servers)))
+                self._up = any(
+                    await asyncio.gather(
+                        *(run_in_threadpool(client.is_up, each) for each in servers)
+                    )
+                )
                 self._asked = time.monotonic()
             return self._up

@@ -24,14 +24,20 @@ def packages(path: Path) -> list[str]:
         if line.startswith("-r "):
             names += packages(path.parent / line[3:].strip())
         elif match := NAME.match(line):
-            names.append(match[0].lower().removesuffix("-cpu"))  # vLLM's build for the CPU is as good as the other
+            names.append(
+                match[0].lower().removesuffix("-cpu")
+            )  # vLLM's build for the CPU is as good as the other
     return names
 
 
 def missing(paths: Iterable[Path], besides: Iterable[str] = ()) -> list[str]:
     """The packages that the files name and this interpreter lacks, `besides` left out."""
     names = (name for path in paths for name in packages(path))
-    return [name for name in names if name not in besides and not any(map(_is_installed, (name, f"{name}-cpu")))]
+    return [
+        name
+        for name in names
+        if name not in besides and not any(map(_is_installed, (name, f"{name}-cpu")))
+    ]
 
 
 def _is_installed(name: str) -> bool:

@@ -133,7 +133,9 @@ def begin_phase(folder: Path, phase: str) -> None:
 def chart(folder: Path, now: float) -> str:
     """All phases until `now` (seconds since the epoch), each with its time and a bar; empty if none was noted."""
     try:
-        lines = re.findall(r"^([\d.]+) (.+)$", (folder / PHASES).read_text(encoding="utf-8"), re.MULTILINE)
+        lines = re.findall(
+            r"^([\d.]+) (.+)$", (folder / PHASES).read_text(encoding="utf-8"), re.MULTILINE
+        )
     except OSError:
         lines = []
     if not lines:

@@ -27,13 +27,17 @@ NAMES = (
     "stop",
 )  # in the order in which the page shows them
 
-_FIELDS: dict[str, Any] = {name: (field.annotation, field) for name, field in Settings.model_fields.items()}
+_FIELDS: dict[str, Any] = {
+    name: (field.annotation, field) for name, field in Settings.model_fields.items()
+}
 _Sampling = create_model("_Sampling", **{name: _FIELDS[name] for name in NAMES})
 
 
 def defaults(config: Settings) -> dict[str, Any]:
     """The owner's sampling defaults by name; None where the model's own value holds."""
-    return {name: getattr(config, name) for name in NAMES} | {"stop": "\n".join(config.stop) or None}
+    return {name: getattr(config, name) for name in NAMES} | {
+        "stop": "\n".join(config.stop) or None
+    }
 
 
 def request_fields(values: Mapping[str, Any], max_tokens_limit: int) -> dict[str, Any]:
@@ -42,7 +46,11 @@ def request_fields(values: Mapping[str, Any], max_tokens_limit: int) -> dict[str
     Where max_tokens is unset, the limit is sent: an answer without end is not a visitor's to ask for.
     Raises Refused with a sentence for each value that is out of bounds.
     """
-    given = {name: value for name, value in values.items() if name in NAMES and value not in (None, "", [], ())}
+    given = {
+        name: value
+        for name, value in values.items()
+        if name in NAMES and value not in (None, "", [], ())
+    }
     try:
         fields: dict[str, Any] = _Sampling(**given).model_dump(include=set(given))
     except ValidationError as error:

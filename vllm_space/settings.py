@@ -146,32 +146,58 @@ class Settings(BaseSettings):
     """Everything the owner can set, from the environment or from `.env` beside app.py. An empty value is unset."""
 
     model_config = SettingsConfigDict(
-        env_file=ROOT / ".env", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
+        env_file=ROOT / ".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
     )
 
     # -- the model -----------------------------------------------------------------------------------
-    model_id: str | None = _var(None, "a Hub id such as org/name, or a local path", "Hub id or local path")
-    model_revision: str = _var("main", "a branch, tag or commit", "branch, tag or commit of the model")
+    model_id: str | None = _var(
+        None, "a Hub id such as org/name, or a local path", "Hub id or local path"
+    )
+    model_revision: str = _var(
+        "main", "a branch, tag or commit", "branch, tag or commit of the model"
+    )
     hf_token: SecretStr | None = _var(None, "a Hugging Face token", "for gated and private models")
     model_url: Url | None = _var(
         None, "http://host:port, or with /v1 or /generate", "use this running server and boot none"
     )
-    model_api_key: SecretStr | None = _var(None, "the server's key", "key of the server at MODEL_URL or in MODELS")
+    model_api_key: SecretStr | None = _var(
+        None, "the server's key", "key of the server at MODEL_URL or in MODELS"
+    )
     models: Urls = _var({}, 'JSON: {"label": "http://host:port", ...}', "several running servers")
 
     # -- the engine ----------------------------------------------------------------------------------
     dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] | None = _var(
         None, "auto, half, float16, bfloat16, float or float32", "number format of the weights"
     )
-    quantization: str | None = _var(None, "a method vLLM knows, such as awq, gptq or fp8", "quantization method")
-    max_model_len: AutoInt = _var(None, "auto, or tokens from 1", "context length; auto fits it to the memory", ge=1)
-    gpu_memory_utilization: float | None = _var(
-        None, "a number above 0, at most 1", "part of the GPU memory the engine may take", gt=0, le=1
+    quantization: str | None = _var(
+        None, "a method vLLM knows, such as awq, gptq or fp8", "quantization method"
     )
-    tensor_parallel_size: AutoInt = _var(None, "auto, or GPUs from 1", "GPUs to split the model over", ge=1)
-    trust_remote_code: bool = _var(False, "true or false", "run Python code that comes with the model")
-    reasoning_parser: str | None = _var(None, "a parser vLLM knows, such as qwen3", "how thinking is told apart")
-    tool_call_parser: str | None = _var(None, "a parser vLLM knows, such as hermes", "turns tool calling on")
+    max_model_len: AutoInt = _var(
+        None, "auto, or tokens from 1", "context length; auto fits it to the memory", ge=1
+    )
+    gpu_memory_utilization: float | None = _var(
+        None,
+        "a number above 0, at most 1",
+        "part of the GPU memory the engine may take",
+        gt=0,
+        le=1,
+    )
+    tensor_parallel_size: AutoInt = _var(
+        None, "auto, or GPUs from 1", "GPUs to split the model over", ge=1
+    )
+    trust_remote_code: bool = _var(
+        False, "true or false", "run Python code that comes with the model"
+    )
+    reasoning_parser: str | None = _var(
+        None, "a parser vLLM knows, such as qwen3", "how thinking is told apart"
+    )
+    tool_call_parser: str | None = _var(
+        None, "a parser vLLM knows, such as hermes", "turns tool calling on"
+    )
     engine_args: EngineFlags = _var(
         (),
         "vLLM flags, quoted as in a shell, none of " + ", ".join(OWN_ENGINE_FLAGS),
@@ -183,33 +209,61 @@ class Settings(BaseSettings):
         "`vllm.entrypoints.api_server` boots the legacy server where vLLM still has it (up to 0.24)",
         pattern=r"^[A-Za-z_][\w.]*$",
     )
-    engine_port: int = _var(8000, "a port from 1 to 65535", "the engine's port, on 127.0.0.1 only", ge=1, le=65535)
-    engine_device: Literal["auto", "cpu"] = _var(
-        "auto", "auto or cpu", "`cpu` runs the engine on the CPU even where a GPU is; needs requirements-cpu.txt"
+    engine_port: int = _var(
+        8000, "a port from 1 to 65535", "the engine's port, on 127.0.0.1 only", ge=1, le=65535
     )
-    startup_timeout: int = _var(1800, "seconds from 1 to 86400", "seconds the engine may take to start", ge=1, le=86400)
-    max_restarts: int = _var(3, "a number from 0 to 100", "restarts in a row before the Space gives up", ge=0, le=100)
+    engine_device: Literal["auto", "cpu"] = _var(
+        "auto",
+        "auto or cpu",
+        "`cpu` runs the engine on the CPU even where a GPU is; needs requirements-cpu.txt",
+    )
+    startup_timeout: int = _var(
+        1800, "seconds from 1 to 86400", "seconds the engine may take to start", ge=1, le=86400
+    )
+    max_restarts: int = _var(
+        3, "a number from 0 to 100", "restarts in a row before the Space gives up", ge=0, le=100
+    )
     request_timeout: float = _var(
-        300, "seconds from 1 to 86400", "seconds to wait for the engine's next token", ge=1, le=86400
+        300,
+        "seconds from 1 to 86400",
+        "seconds to wait for the engine's next token",
+        ge=1,
+        le=86400,
     )
 
     # -- sampling defaults: unset means that the field is not sent and the model's own value holds --------
-    temperature: float | None = _var(None, "a number from 0 to 2", "0 always takes the likeliest token", ge=0, le=2)
+    temperature: float | None = _var(
+        None, "a number from 0 to 2", "0 always takes the likeliest token", ge=0, le=2
+    )
     top_p: float | None = _var(None, "a number above 0, at most 1", "nucleus sampling", gt=0, le=1)
-    top_k: int | None = _var(None, "-1 (off) or a number from 1", "sample from the k likeliest tokens", ge=-1, le=10**6)
-    min_p: float | None = _var(None, "a number from 0 to 1", "least probability, relative to the likeliest", ge=0, le=1)
-    max_tokens: int = _var(1024, "a number from 1 to MAX_TOKENS_LIMIT", "tokens an answer may have", ge=1)
+    top_k: int | None = _var(
+        None, "-1 (off) or a number from 1", "sample from the k likeliest tokens", ge=-1, le=10**6
+    )
+    min_p: float | None = _var(
+        None, "a number from 0 to 1", "least probability, relative to the likeliest", ge=0, le=1
+    )
+    max_tokens: int = _var(
+        1024, "a number from 1 to MAX_TOKENS_LIMIT", "tokens an answer may have", ge=1
+    )
     repetition_penalty: float | None = _var(
         None, "a number above 0, at most 2", "above 1 discourages repetition", gt=0, le=2
     )
-    presence_penalty: float | None = _var(None, "a number from -2 to 2", "penalty for tokens used before", ge=-2, le=2)
+    presence_penalty: float | None = _var(
+        None, "a number from -2 to 2", "penalty for tokens used before", ge=-2, le=2
+    )
     frequency_penalty: float | None = _var(
         None, "a number from -2 to 2", "penalty that grows with each use", ge=-2, le=2
     )
-    seed: int | None = _var(None, "a whole number from 0", "makes sampling repeatable", ge=0, le=2**63 - 1)
-    stop: StopSequences = _var((), "one stop sequence a line, or a JSON list", "where the answer ends")
+    seed: int | None = _var(
+        None, "a whole number from 0", "makes sampling repeatable", ge=0, le=2**63 - 1
+    )
+    stop: StopSequences = _var(
+        (), "one stop sequence a line, or a JSON list", "where the answer ends"
+    )
     system_prompt: str = _var("", "any text", "instruction before every conversation")
-    max_tokens_limit: int = _var(4096, "a number from 1", "the most tokens a visitor may ask for", ge=1)
+    max_tokens_limit: int = _var(
+        4096, "a number from 1", "the most tokens a visitor may ask for", ge=1
+    )
 
     # -- the page ------------------------------------------------------------------------------------
     app_title: str = _var("vLLM Space", "any text", "title of the page")
@@ -218,7 +272,9 @@ class Settings(BaseSettings):
     app_examples: Lines = _var((), "one question a line, or a JSON list", "example questions")
 
     app_image_origins: Origins = _var(
-        (), "https://site.example, with commas, or *", "other sites that pictures on the page may come from"
+        (),
+        "https://site.example, with commas, or *",
+        "other sites that pictures on the page may come from",
     )
 
     # -- doors ---------------------------------------------------------------------------------------
@@ -226,24 +282,36 @@ class Settings(BaseSettings):
     app_password: SecretStr | None = _var(None, "a password", "one login, with APP_USERNAME")
     app_users: Secrets = _var((), "alice:pw,bob:pw2", "several logins")
     oauth_allowed: Commas = _var(
-        (), "Hugging Face users or organisations, with commas, or *", "who may sign in with Hugging Face"
+        (),
+        "Hugging Face users or organisations, with commas, or *",
+        "who may sign in with Hugging Face",
     )
     api_keys: Secrets = _var((), "keys, with commas; name:key names one", "keys that open /v1")
     api_rate_limit: int | None = _var(
         None, "a number from 1", "requests a minute that each API key may make", ge=1, le=10**6
     )
     api_cors_origins: Origins = _var(
-        (), "https://site.example, with commas, or *", "sites whose scripts may use /v1 from a browser"
+        (),
+        "https://site.example, with commas, or *",
+        "sites whose scripts may use /v1 from a browser",
     )
 
     # -- limits --------------------------------------------------------------------------------------
     max_concurrency: int = _var(64, "a number from 1 to 1000", "generations at once", ge=1, le=1000)
-    max_queue: int = _var(256, "a number from 1 to 100000", "visitors who may wait", ge=1, le=100_000)
+    max_queue: int = _var(
+        256, "a number from 1 to 100000", "visitors who may wait", ge=1, le=100_000
+    )
 
     # -- Gradio's own names, also set by the flags -----------------------------------------------------
-    gradio_server_name: str = _var("127.0.0.1", "an address of this machine", "same as `--host`; 0.0.0.0 for all")
-    gradio_server_port: int = _var(7860, "a port from 1 to 65535", "same as `--port`", ge=1, le=65535)
-    gradio_share: bool = _var(False, "true or false", "same as `--share`: a public gradio.live link")
+    gradio_server_name: str = _var(
+        "127.0.0.1", "an address of this machine", "same as `--host`; 0.0.0.0 for all"
+    )
+    gradio_server_port: int = _var(
+        7860, "a port from 1 to 65535", "same as `--port`", ge=1, le=65535
+    )
+    gradio_share: bool = _var(
+        False, "true or false", "same as `--share`: a public gradio.live link"
+    )
 
     # -- set by start.sh for the processes it starts; not for owners -------------------------------------
     engine_run_dir: Path | None = Field(None, exclude=True)
@@ -252,18 +320,26 @@ class Settings(BaseSettings):
     def _fit_together(self) -> Settings:
         problems = []
         if self.model_url and self.models:
-            problems.append("MODEL_URL and MODELS are both set: put every server into MODELS, or unset one.")
+            problems.append(
+                "MODEL_URL and MODELS are both set: put every server into MODELS, or unset one."
+            )
         if (self.app_username is None) != (self.app_password is None):
             missing = "APP_USERNAME" if self.app_username is None else "APP_PASSWORD"
-            problems.append(f"{missing} is not set: a login needs APP_USERNAME and APP_PASSWORD together.")
+            problems.append(
+                f"{missing} is not set: a login needs APP_USERNAME and APP_PASSWORD together."
+            )
         if any(not all(user.get_secret_value().partition(":")) for user in self.app_users):
             problems.append("APP_USERS is not allowed: use alice:pw,bob:pw2.")
         if any(not key.get_secret_value().rpartition(":")[2].strip() for key in self.api_keys):
             problems.append("API_KEYS is not allowed: use keys, with commas; name:key names one.")
         if self.max_tokens > self.max_tokens_limit:
             if "max_tokens" in self.model_fields_set:
-                problems.append(f"MAX_TOKENS={self.max_tokens} is more than MAX_TOKENS_LIMIT={self.max_tokens_limit}.")
-            self.__dict__["max_tokens"] = self.max_tokens_limit  # the default gives way to the owner's limit
+                problems.append(
+                    f"MAX_TOKENS={self.max_tokens} is more than MAX_TOKENS_LIMIT={self.max_tokens_limit}."
+                )
+            self.__dict__["max_tokens"] = (
+                self.max_tokens_limit
+            )  # the default gives way to the owner's limit
         if problems:
             raise SettingsError("\n".join(problems))
         return self
@@ -278,7 +354,9 @@ class Settings(BaseSettings):
         """User name -> password of every login."""
         pairs = [user.get_secret_value().split(":", 1) for user in self.app_users]
         if self.app_username and self.app_password:
-            pairs.append([self.app_username.get_secret_value(), self.app_password.get_secret_value()])
+            pairs.append(
+                [self.app_username.get_secret_value(), self.app_password.get_secret_value()]
+            )
         return {name.strip(): password for name, password in pairs}
 
     def mask(self, text: str) -> str:
@@ -335,11 +413,21 @@ def _parse_flags(argv: list[str]) -> dict[str, Any]:
         description="Boot vLLM, wait until it is ready, and serve a chat page and an OpenAI-compatible API.",
         epilog="Everything else is an environment variable: see the table in README.md.",
     )
-    parser.add_argument("--host", dest="gradio_server_name", help="address to listen on (default 127.0.0.1)")
-    parser.add_argument("--port", dest="gradio_server_port", help="port to listen on (default 7860)")
-    parser.add_argument("--model-url", dest="model_url", help="use this running server and boot none")
-    parser.add_argument("--share", dest="gradio_share", action="store_true", default=None, help="make a public link")
-    return {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    parser.add_argument(
+        "--host", dest="gradio_server_name", help="address to listen on (default 127.0.0.1)"
+    )
+    parser.add_argument(
+        "--port", dest="gradio_server_port", help="port to listen on (default 7860)"
+    )
+    parser.add_argument(
+        "--model-url", dest="model_url", help="use this running server and boot none"
+    )
+    parser.add_argument(
+        "--share", dest="gradio_share", action="store_true", default=None, help="make a public link"
+    )
+    return {
+        name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None
+    }
 
 
 def allowed(name: str) -> str:
@@ -382,9 +470,19 @@ def table() -> str:
     rows = ["| variable | default | meaning | allowed |", "|---|---|---|---|"]
     for name, field in VARIABLES.items():
         secret = " (secret)" if name in SECRETS else ""
-        default = "auto" if _auto_is_none in [getattr(one, "func", None) for one in field.metadata] else field.default
-        shown = str(default).lower() if isinstance(default, bool) else str(default or (default if default == 0 else ""))
-        rows.append(f"| `{name}`{secret} | {shown} | {field.description} | {allowed(name.lower())} |")
+        default = (
+            "auto"
+            if _auto_is_none in [getattr(one, "func", None) for one in field.metadata]
+            else field.default
+        )
+        shown = (
+            str(default).lower()
+            if isinstance(default, bool)
+            else str(default or (default if default == 0 else ""))
+        )
+        rows.append(
+            f"| `{name}`{secret} | {shown} | {field.description} | {allowed(name.lower())} |"
+        )
     return "\n".join(rows)
 
 

@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 
 LIVELY = 1 / 30  # seconds between updates that still look live
 HEARTBEAT = 0.25  # seconds without an update at most, also while nothing arrives
-UPDATES_PER_SECOND = 250  # what the page's event loop carries beside its other work, over all streams
+UPDATES_PER_SECOND = (
+    250  # what the page's event loop carries beside its other work, over all streams
+)
 
 
 @dataclass
@@ -69,7 +71,9 @@ class Streams:
     """All streams of the page: how many run decides how often each may update."""
 
     def __init__(self, per_visitor: int = 1000) -> None:
-        self.per_visitor = per_visitor  # streams that one visitor may have running, so that the others have theirs
+        self.per_visitor = (
+            per_visitor  # streams that one visitor may have running, so that the others have theirs
+        )
         self.visitors = Counter[str]()  # how many each has
         self.active = 0
         self._lock = threading.Lock()  # streams begin and end in threads of their own
@@ -145,7 +149,9 @@ def _wait(readers: list[_Reader], news: threading.Event, interval: float) -> Non
     """Return after `interval` seconds; if nothing new came meanwhile, when it does, or after HEARTBEAT."""
     before = sum(reader.size for reader in readers)
     news.wait(interval)
-    if sum(reader.size for reader in readers) == before and not all(reader.ended for reader in readers):
+    if sum(reader.size for reader in readers) == before and not all(
+        reader.ended for reader in readers
+    ):
         for reader in readers:
             reader.starved = True
         news.wait(max(0.0, HEARTBEAT - interval))

@@ -124,13 +124,19 @@ class Web:
 
 def _prepare_process(config: Settings) -> None:
     prctl.die_with_parent()
-    hardware.reach_directly(config.gradio_server_name)  # gradio 6.31: launch asks its own address (gradio#4046)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    hardware.reach_directly(
+        config.gradio_server_name
+    )  # gradio 6.31: launch asks its own address (gradio#4046)
+    logging.basicConfig(
+        level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio's
     # gradio 6.31: it looks for matplotlib before and after each update: 0.07 ms if it is not installed
     sys.modules.setdefault("matplotlib", cast(ModuleType, None))  # None: there is no such module
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every visitor's connection is an open file
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (most, most)
+    )  # every visitor's connection is an open file
 
 
 def _settle_garbage_collector() -> None:

@@ -34,16 +34,21 @@ class Visitor:
         self.url = url
         self.session_hash = secrets.token_hex(5)
         self.types = {component["id"]: component["type"] for component in config["components"]}
-        self.values = {component["id"]: component["props"].get("value") for component in config["components"]}
+        self.values = {
+            component["id"]: component["props"].get("value") for component in config["components"]
+        }
         self.dependencies = config["dependencies"]
         self.enter = next(
-            one for one in self.dependencies
+            one
+            for one in self.dependencies
             for target, event in one["targets"]
             if event == "submit" and self.types[target] in ("textbox", "multimodaltextbox")
-        )  # fmt: skip
+        )
         self.textbox = next(target for target, event in self.enter["targets"] if event == "submit")
         self.chatbot = next(id for id, kind in self.types.items() if kind == "chatbot")
-        self.labels = {component["props"].get("label"): component["id"] for component in config["components"]}
+        self.labels = {
+            component["props"].get("label"): component["id"] for component in config["components"]
+        }
         self.running: dict[str, Any] | None = None  # what the page is asked to cancel by Stop
 
     async def arrive(self) -> None:
@@ -65,7 +70,11 @@ class Visitor:
 
     async def stop(self) -> None:
         """Press Stop."""
-        stops = [one for one in self.dependencies if [self.textbox, "stop"] in [list(it) for it in one["targets"]]]
+        stops = [
+            one
+            for one in self.dependencies
+            if [self.textbox, "stop"] in [list(it) for it in one["targets"]]
+        ]
         if self.running and any(self.running["fn_index"] in one["cancels"] for one in stops):
             async with self.http.post(f"{self.url}{API}/cancel", json=self.running) as answer:
                 answer.raise_for_status()
@@ -77,15 +86,22 @@ class Visitor:
             for source, target in zip(dependency["inputs"], dependency["outputs"], strict=False):
                 self.values[target] = self.values[source]
         for one in self.dependencies:
-            if one.get("trigger_after") == dependency["id"] and not one.get("trigger_only_on_failure"):
+            if one.get("trigger_after") == dependency["id"] and not one.get(
+                "trigger_only_on_failure"
+            ):
                 await self._run(one)
 
     async def _call(self, dependency: dict[str, Any]) -> None:
-        inputs = [None if self.types[id] == "state" else self.values[id] for id in dependency["inputs"]]
+        inputs = [
+            None if self.types[id] == "state" else self.values[id] for id in dependency["inputs"]
+        ]
         body = {
-            "data": inputs, "fn_index": dependency["id"], "session_hash": self.session_hash,
-            "trigger_id": self.textbox, "event_data": None,
-        }  # fmt: skip
+            "data": inputs,
+            "fn_index": dependency["id"],
+            "session_hash": self.session_hash,
+            "trigger_id": self.textbox,
+            "event_data": None,
+        }
         if dependency["queue"] is False:
             async with self.http.post(f"{self.url}{API}/run/predict", json=body) as answer:
                 answer.raise_for_status()
@@ -98,8 +114,14 @@ class Visitor:
             answer.raise_for_status()
             event = (await answer.json())["event_id"]
         state: list[Any] | None = None
-        async with self.http.get(f"{self.url}{API}/queue/data", params={"session_hash": self.session_hash}) as events:
-            self.running = {"session_hash": self.session_hash, "fn_index": dependency["id"], "event_id": event}
+        async with self.http.get(
+            f"{self.url}{API}/queue/data", params={"session_hash": self.session_hash}
+        ) as events:
+            self.running = {
+                "session_hash": self.session_hash,
+                "fn_index": dependency["id"],
+                "event_id": event,
+            }
             async for line in events.content:
                 if not line.startswith(b"data: "):
                     continue
@@ -159,7 +181,9 @@ def _patched(old: Any, edits: list[list[Any]]) -> Any:
         elif action == "append":
             target[last] += value
         elif action == "add":
-            target.insert(int(last), value) if isinstance(target, list) else target.__setitem__(last, value)
+            target.insert(int(last), value) if isinstance(target, list) else target.__setitem__(
+                last, value
+            )
         elif action == "delete":
             del target[last]
     return old

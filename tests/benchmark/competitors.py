@@ -25,9 +25,15 @@ def generate_page(url: str) -> gr.Blocks:
     import requests
 
     def answer(message: str, history: list) -> Iterator[str]:
-        body = {"model": MODEL, "messages": [*_plain(history), {"role": "user", "content": message}], "stream": True}
+        body = {
+            "model": MODEL,
+            "messages": [*_plain(history), {"role": "user", "content": message}],
+            "stream": True,
+        }
         text = ""
-        with requests.post(f"{url}/v1/chat/completions", json=body, stream=True, timeout=300) as response:
+        with requests.post(
+            f"{url}/v1/chat/completions", json=body, stream=True, timeout=300
+        ) as response:
             for line in response.iter_lines(chunk_size=8192, delimiter=b"\n\n"):
                 if line.startswith(b"data: {"):
                     for choice in json.loads(line[6:])["choices"]:

@@ -51,10 +51,16 @@ class Side:
 
     async def answer(self, tokens: int) -> float:
         """Ask for a chat answer of exactly so many tokens; the seconds to its first event. Raises RuntimeError."""
-        body = json.dumps({
-            "model": self.model, "messages": MESSAGES, "temperature": 0,
-            "max_tokens": tokens, "ignore_eos": True, "stream": True,
-        }).encode()  # fmt: skip
+        body = json.dumps(
+            {
+                "model": self.model,
+                "messages": MESSAGES,
+                "temperature": 0,
+                "max_tokens": tokens,
+                "ignore_eos": True,
+                "stream": True,
+            }
+        ).encode()
         address = urlsplit(self.url)
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address.netloc}\r\nAuthorization: Bearer {self.key}\r\n"
@@ -71,7 +77,9 @@ class Side:
                 first = time.perf_counter() - began
         writer.close()
         if b"data: [DONE]" not in received or received.count(b'"finish_reason":"') != 1:
-            raise RuntimeError(f"{self.url} did not give a whole answer:\n{received.decode(errors='replace')[-2000:]}")
+            raise RuntimeError(
+                f"{self.url} did not give a whole answer:\n{received.decode(errors='replace')[-2000:]}"
+            )
         return first
 
     async def stream(self, wait: float, lengths: list[int]) -> None:
@@ -85,7 +93,10 @@ class Side:
         """The same work for the same seed. Streams do not keep step: answers differ in length, or in their start."""
         dice = random.Random(seed)
         waits = [dice.uniform(0, PACED_TOKENS / PACE) if paced else 0 for _ in range(streams)]
-        work = [[PACED_TOKENS if paced else dice.randint(*TOKENS) for _ in range(ANSWERS)] for _ in range(streams)]
+        work = [
+            [PACED_TOKENS if paced else dice.randint(*TOKENS) for _ in range(ANSWERS)]
+            for _ in range(streams)
+        ]
         began = time.perf_counter()
         await asyncio.gather(*map(self.stream, waits, work))
         self.speed.append(sum(map(sum, work)) / (time.perf_counter() - began))
@@ -130,12 +141,18 @@ def main() -> None:
     come_first()
     port, engine_port = free_port(), free_port()
     url, engine = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{engine_port}"
-    print(f"{TOKENS[0]} to {TOKENS[1]} tokens an answer, or {PACED_TOKENS}; {psutil.cpu_count()} cores\n")
+    print(
+        f"{TOKENS[0]} to {TOKENS[1]} tokens an answer, or {PACED_TOKENS}; {psutil.cpu_count()} cores\n"
+    )
     print("| engine | streams | first event: engine | door | | tokens/s: engine | door | ratio |")
     print("|---|---|---|---|---|---|---|---|")
 
     scripted = str(Path(__file__).with_name("engine.py"))
-    paced = Program([sys.executable, scripted, str(engine_port), str(PACED_TOKENS), str(PACE)], Path(os.devnull), {})
+    paced = Program(
+        [sys.executable, scripted, str(engine_port), str(PACED_TOKENS), str(PACE)],
+        Path(os.devnull),
+        {},
+    )
     page = (sys.executable, "app.py", "--port", str(port))
     try:
         with running(*page, url=url, MODEL_URL=engine, API_KEYS=API_KEY):
@@ -148,7 +165,9 @@ def main() -> None:
     with running(*start, url=url, ENGINE_PORT=str(engine_port), API_KEYS=API_KEY) as space:
         app = next(one for one in space.family() if any("app.py" in part for part in one.cmdline()))
         key, model = app.environ()["MODEL_API_KEY"], "vllm-space-demo"
-        asyncio.run(measure("vLLM, the demo model", Side(engine, key, model), Side(url, API_KEY, model)))
+        asyncio.run(
+            measure("vLLM, the demo model", Side(engine, key, model), Side(url, API_KEY, model))
+        )
 
 
 if __name__ == "__main__":

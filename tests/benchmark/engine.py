@@ -22,8 +22,19 @@ def token(number: int) -> str:
 
 def event(text: str | None, **fields: object) -> bytes:
     delta = {} if text is None else {"content": text}
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": fields.pop("finish_reason", None)}
-    body = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 0, "model": MODEL, "choices": [choice]}
+    choice = {
+        "index": 0,
+        "delta": delta,
+        "logprobs": None,
+        "finish_reason": fields.pop("finish_reason", None),
+    }
+    body = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 0,
+        "model": MODEL,
+        "choices": [choice],
+    }
     data = b"data: " + json.dumps(body | fields, separators=(",", ":")).encode() + b"\n\n"
     return chunk(data)
 
@@ -52,13 +63,18 @@ class Engine(asyncio.Protocol):
             return
         lines = head.decode("latin-1").split("\r\n")
         method, path, _ = lines[0].split(" ", 2)
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+        headers = {
+            name.lower(): value.strip()
+            for name, _, value in (line.partition(":") for line in lines[1:])
+        }
         length = int(headers.get("content-length", 0))
         if len(rest) < length:
             return
         self.received = rest[length:]
         if method == "GET":
-            self.reply({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "vllm"}]})
+            self.reply(
+                {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "vllm"}]}
+            )
         elif "chat/completions" in path:
             body = json.loads(rest[:length])
             self.task = asyncio.ensure_future(self.stream(int(body.get("stream_interval", 1))))
@@ -67,7 +83,10 @@ class Engine(asyncio.Protocol):
 
     def reply(self, body: object) -> None:
         data = json.dumps(body).encode()
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(data)
+        head = (
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            % len(data)
+        )
         self.transport.write(head + data)
 
     async def stream(self, interval: int) -> None:
@@ -82,8 +101,14 @@ class Engine(asyncio.Protocol):
             # The first token comes alone, as vLLM sends it, and every other when its last one is due.
             await asyncio.sleep(max(0.0, began + end / self.rate - loop.time()))
             self.transport.write(event("".join(token(number) for number in range(start, end))))
-        usage = {"prompt_tokens": 10, "completion_tokens": self.tokens, "total_tokens": 10 + self.tokens}
-        self.transport.write(event(None, finish_reason="stop") + event(None, usage=usage, choices=[]))
+        usage = {
+            "prompt_tokens": 10,
+            "completion_tokens": self.tokens,
+            "total_tokens": 10 + self.tokens,
+        }
+        self.transport.write(
+            event(None, finish_reason="stop") + event(None, usage=usage, choices=[])
+        )
         self.transport.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
 
 

@@ -84,7 +84,9 @@ def summary(name: str, seen: list[Seen], tokens: int, rate: float, cpu: float, m
     expected = "".join(token(number) for number in range(tokens)).strip()
     broken = sum(one.text.strip() != expected for one in seen)
     if broken:
-        raise SystemExit(f"{name}: {broken} of {len(seen)} streams lost, repeated or reordered tokens")
+        raise SystemExit(
+            f"{name}: {broken} of {len(seen)} streams lost, repeated or reordered tokens"
+        )
     first = sorted(one.updates[0] for one in seen)
     gaps = sorted(b - a for one in seen for a, b in itertools.pairwise(one.updates))
     return {
@@ -117,18 +119,24 @@ async def measure(name: str, streams: int, tokens: int, rate: float) -> dict:
             # A server closes idle connections after 5 s; a browser would try again, so this one never uses those.
             # One address for each hundred visitors: the page lets none have too many answers at once.
             connectors = [
-                aiohttp.TCPConnector(limit=0, keepalive_timeout=2, local_addr=(f"127.0.0.{number + 1}", 0))
+                aiohttp.TCPConnector(
+                    limit=0, keepalive_timeout=2, local_addr=(f"127.0.0.{number + 1}", 0)
+                )
                 for number in range(streams // 100 + 1)
             ]
             sessions = [
-                await stack.enter_async_context(aiohttp.ClientSession(connector=one, timeout=timeout))
+                await stack.enter_async_context(
+                    aiohttp.ClientSession(connector=one, timeout=timeout)
+                )
                 for one in connectors
             ]
             http = sessions[0]
             if page is None:
                 await asyncio.sleep(1)
                 cpu, memory = 0.0, 0
-                seen = await asyncio.gather(*(read_directly(http, engine_url) for _ in range(streams)))
+                seen = await asyncio.gather(
+                    *(read_directly(http, engine_url) for _ in range(streams))
+                )
             else:
                 url = f"http://127.0.0.1:{port}"
                 config = await config_of(http, url)
@@ -167,7 +175,9 @@ async def soak(conversations: int) -> None:
 
     def row() -> None:
         memory[done] = page.memory_info().rss / 2**20
-        print(f"| {done} | {memory[done]:.1f} | {page.num_threads()} | {page.num_fds()} |", flush=True)
+        print(
+            f"| {done} | {memory[done]:.1f} | {page.num_threads()} | {page.num_fds()} |", flush=True
+        )
 
     async def visits(http: aiohttp.ClientSession, config: str) -> None:
         nonlocal done
@@ -184,7 +194,9 @@ async def soak(conversations: int) -> None:
 
     try:
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
-        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60)) as http:
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=aiohttp.ClientTimeout(total=60)
+        ) as http:
             config = json.dumps(await config_of(http, url))
             print("| conversations | memory_mib | threads | files |\n|---|---|---|---|", flush=True)
             row()
@@ -197,8 +209,17 @@ async def soak(conversations: int) -> None:
             process.wait()
 
 
-COLUMNS = ["page", "streams", "stretch", "stretch_worst", "first_p50_ms", "first_p99_ms", "gap_p99_ms",
-           "cpu_s_per_1000_tokens", "memory_mib"]  # fmt: skip
+COLUMNS = [
+    "page",
+    "streams",
+    "stretch",
+    "stretch_worst",
+    "first_p50_ms",
+    "first_p99_ms",
+    "gap_p99_ms",
+    "cpu_s_per_1000_tokens",
+    "memory_mib",
+]
 
 
 def main() -> None:
@@ -208,7 +229,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rate", type=float, default=50, help="tokens a second of each stream")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--soak", type=int, nargs="?", const=1000, metavar="N", help="N conversations instead")
+    parser.add_argument(
+        "--soak", type=int, nargs="?", const=1000, metavar="N", help="N conversations instead"
+    )
     options = parser.parse_args()
     if options.soak:
         asyncio.run(soak(options.soak))
@@ -218,7 +241,10 @@ def main() -> None:
     for streams in options.streams:
         for name in options.pages:
             row = asyncio.run(measure(name, streams, options.tokens, options.rate))
-            cells = [f"{row[name]:.3g}" if isinstance(row[name], float) else str(row[name]) for name in COLUMNS]
+            cells = [
+                f"{row[name]:.3g}" if isinstance(row[name], float) else str(row[name])
+                for name in COLUMNS
+            ]
             print("| " + " | ".join(cells) + " |", flush=True)
             rows.append(row)
     if options.json:

@@ -41,20 +41,30 @@ class Engine:
     async def answer(self, length: int) -> str:
         """The text of an answer of so many tokens."""
         body = {
-            "model": self.model, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0,
-            "max_tokens": length, "stream": True, "stream_options": {"include_usage": True},
-        }  # fmt: skip
+            "model": self.model,
+            "messages": [{"role": "user", "content": QUESTION}],
+            "temperature": 0,
+            "max_tokens": length,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
         text, tokens = "", 0
         head = {"Authorization": f"Bearer {self.key}"}
-        async with self.http.post(f"{self.url}/v1/chat/completions", json=body, headers=head) as answer:
+        async with self.http.post(
+            f"{self.url}/v1/chat/completions", json=body, headers=head
+        ) as answer:
             answer.raise_for_status()
             async for line in answer.content:
                 if line.startswith(b"data: {"):
                     event = json.loads(line[6:])
                     tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-                    text += "".join(choice["delta"].get("content") or "" for choice in event["choices"])
+                    text += "".join(
+                        choice["delta"].get("content") or "" for choice in event["choices"]
+                    )
         if tokens != length:
-            raise SystemExit(f"The model ends its answer to {QUESTION!r} after {tokens} tokens already.")
+            raise SystemExit(
+                f"The model ends its answer to {QUESTION!r} after {tokens} tokens already."
+            )
         return text
 
     async def stream(self, lengths: list[int]) -> None:
@@ -65,10 +75,14 @@ class Engine:
 class Tab(Visitor):
     """A visitor who starts anew after each answer. `expected` has the answer of each length."""
 
-    def __init__(self, http: aiohttp.ClientSession, url: str, config: dict, expected: dict[int, str]):
+    def __init__(
+        self, http: aiohttp.ClientSession, url: str, config: dict, expected: dict[int, str]
+    ):
         super().__init__(http, url, config)
         self.expected = expected
-        labels = {component["props"].get("label"): component["id"] for component in config["components"]}
+        labels = {
+            component["props"].get("label"): component["id"] for component in config["components"]
+        }
         self.values[labels["Temperature"]] = "0"
         self.max_tokens = labels["Max tokens"]
 
@@ -78,7 +92,9 @@ class Tab(Visitor):
             self.values[self.max_tokens] = str(length)
             seen = await self.ask(QUESTION)
             if seen.text.strip() != self.expected[length].strip():
-                raise SystemExit(f"The page shows\n{seen.text}\nand the engine said\n{self.expected[length]}")
+                raise SystemExit(
+                    f"The page shows\n{seen.text}\nand the engine said\n{self.expected[length]}"
+                )
 
 
 def work(streams: int, seed: int) -> list[list[int]]:
@@ -97,9 +113,15 @@ async def speed(side: list[Engine] | list[Tab], seed: int) -> float:
 
 async def measure(url: str, engine_url: str, key: str, counts: list[int]) -> list[dict]:
     rows = []
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)  # a server may close an idle one as it is taken up
-    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=600)) as http:
-        async with http.get(f"{engine_url}/v1/models", headers={"Authorization": f"Bearer {key}"}) as answer:
+    connector = aiohttp.TCPConnector(
+        limit=0, force_close=True
+    )  # a server may close an idle one as it is taken up
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=aiohttp.ClientTimeout(total=600)
+    ) as http:
+        async with http.get(
+            f"{engine_url}/v1/models", headers={"Authorization": f"Bearer {key}"}
+        ) as answer:
             model = (await answer.json())["data"][0]["id"]
         engine = Engine(http, engine_url, key, model)
         expected = {length: await engine.answer(length) for length in LENGTHS}
@@ -117,9 +139,18 @@ async def measure(url: str, engine_url: str, key: str, counts: list[int]) -> lis
             for number in range(TURNS):
                 for name in sorted(sides, reverse=bool(number % 2)):
                     found[name].append(await speed(sides[name], number))
-            row = {"model": model, "streams": count, **{name: median(speeds) for name, speeds in found.items()}}
-            row["ratio"] = median(page / engine for page, engine in zip(found["page"], found["engine"], strict=True))
-            print(f"| {model} | {count} | {row['engine']:.0f} | {row['page']:.0f} | {row['ratio']:.3f} |", flush=True)
+            row = {
+                "model": model,
+                "streams": count,
+                **{name: median(speeds) for name, speeds in found.items()},
+            }
+            row["ratio"] = median(
+                page / engine for page, engine in zip(found["page"], found["engine"], strict=True)
+            )
+            print(
+                f"| {model} | {count} | {row['engine']:.0f} | {row['page']:.0f} | {row['ratio']:.3f} |",
+                flush=True,
+            )
             rows.append(row)
     return rows
 
@@ -130,14 +161,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     come_first()
-    print("| model | streams | tokens/s: engine | page | ratio |\n|---|---|---|---|---|", flush=True)
+    print(
+        "| model | streams | tokens/s: engine | page | ratio |\n|---|---|---|---|---|", flush=True
+    )
     port, engine_port = free_port(), free_port()
     url, engine_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{engine_port}"
     env = {name: os.environ[name] for name in KEPT if name in os.environ}
     env |= {"ENGINE_PORT": str(engine_port), "MAX_CONCURRENCY": "1000", "MAX_QUEUE": "1000"}
     with running(*START, "--port", str(port), url=url, **env) as space:
         app = next(one for one in space.family() if any("app.py" in part for part in one.cmdline()))
-        rows = asyncio.run(measure(url, engine_url, app.environ()["MODEL_API_KEY"], options.streams))
+        rows = asyncio.run(
+            measure(url, engine_url, app.environ()["MODEL_API_KEY"], options.streams)
+        )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 

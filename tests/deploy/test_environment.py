@@ -31,7 +31,9 @@ def index(tmp_path):
         go_on.set()
 
 
-def test_an_interrupted_install_ends_at_once_and_the_next_start_finishes_it(program, index, tmp_path):
+def test_an_interrupted_install_ends_at_once_and_the_next_start_finishes_it(
+    program, index, tmp_path
+):
     (tmp_path / "requirements.txt").write_text("tiny-package\n")
     (tmp_path / "set-up.sh").write_text(f"""
         set -euo pipefail
@@ -71,9 +73,16 @@ def test_an_active_environment_that_has_everything_is_used_untouched(tmp_path):
     (tmp_path / "requirements.txt").write_text("pip\n")
     script = f"source '{ROOT}/vllm_space/environment.sh'; choose_environment x '{tmp_path}/requirements.txt'"
     done = subprocess.run(
-        ["bash", "-c", script + "; fill_environment; echo $PYTHON"], capture_output=True, text=True, check=True,
-        env={"PATH": os.environ["PATH"], "VIRTUAL_ENV": sys.prefix, "XDG_CACHE_HOME": str(tmp_path / "cache")},
-    )  # fmt: skip
+        ["bash", "-c", script + "; fill_environment; echo $PYTHON"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={
+            "PATH": os.environ["PATH"],
+            "VIRTUAL_ENV": sys.prefix,
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        },
+    )
     assert Path(done.stdout.strip()).parent == Path(sys.prefix) / "bin"
     assert not (tmp_path / "cache").exists()
 
@@ -83,7 +92,12 @@ def test_a_remote_engine_needs_no_vllm_here(program, tmp_path):
     (tmp_path / "vllm.py").write_text("raise SystemExit('vllm was imported')")
     running = program(
         [sys.executable, str(ROOT / "app.py"), "--port", str(port := free_port())],
-        MODEL_URL="http://127.0.0.1:9", PYTHONPATH=f"{tmp_path}:{ROOT}",
-    )  # fmt: skip
-    wait_for(lambda: requests.get(f"http://127.0.0.1:{port}/healthz", timeout=5).status_code == 503, 60, "the page")
+        MODEL_URL="http://127.0.0.1:9",
+        PYTHONPATH=f"{tmp_path}:{ROOT}",
+    )
+    wait_for(
+        lambda: requests.get(f"http://127.0.0.1:{port}/healthz", timeout=5).status_code == 503,
+        60,
+        "the page",
+    )
     assert running.process.poll() is None

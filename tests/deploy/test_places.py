@@ -17,7 +17,9 @@ from support.unprivileged import as_user, give
 
 pytestmark = [
     pytest.mark.vllm,  # start.sh looks for it
-    pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning"),  # nobody's certificate
+    pytest.mark.filterwarnings(
+        "ignore::urllib3.exceptions.InsecureRequestWarning"
+    ),  # nobody's certificate
 ]
 
 
@@ -72,27 +74,41 @@ def test_a_port_that_only_root_may_open_is_a_sentence(start):
         pytest.skip("here everyone may open port 80")
     running = start("--port", "80")
     assert running.process.wait(30) == 1
-    assert "ERROR: Port 80 on 127.0.0.1 cannot be used (Permission denied): set --port" in running.output
+    assert (
+        "ERROR: Port 80 on 127.0.0.1 cannot be used (Permission denied): set --port"
+        in running.output
+    )
     assert "Traceback" not in running.output
 
 
 def test_behind_a_proxy_that_serves_it_under_a_path(start, tmp_path, chromium):
     port = free_port()
     running = start(
-        "--port", str(port), GRADIO_ROOT_PATH="/tools/chat", APP_USERNAME="alice", APP_PASSWORD="right", API_KEYS="key"
+        "--port",
+        str(port),
+        GRADIO_ROOT_PATH="/tools/chat",
+        APP_USERNAME="alice",
+        APP_PASSWORD="right",
+        API_KEYS="key",
     )
     running.wait_until_up(f"http://127.0.0.1:{port}", 90)
     with platform(tmp_path, port, prefix="/tools/chat") as site:
         url = f"{site.url}/tools/chat"
         assert requests.get(f"{url}/healthz", verify=False, timeout=10).json() == {"status": "ok"}
-        assert requests.get(f"{url}/v1/models", headers={"x-api-key": "key"}, verify=False, timeout=10).json()["data"]
-        client = gradio_client.Client(f"{url}/", auth=("alice", "right"), ssl_verify=False, verbose=False)
+        assert requests.get(
+            f"{url}/v1/models", headers={"x-api-key": "key"}, verify=False, timeout=10
+        ).json()["data"]
+        client = gradio_client.Client(
+            f"{url}/", auth=("alice", "right"), ssl_verify=False, verbose=False
+        )
         assert client.predict("Hi", api_name="/chat") == "Hello"
 
         context = chromium.new_context(ignore_https_errors=True)
         page = context.new_page()
         outside = []
-        page.on("response", lambda answer: outside.append(answer.url) if answer.status == 418 else None)
+        page.on(
+            "response", lambda answer: outside.append(answer.url) if answer.status == 418 else None
+        )
         page.goto(f"{url}/")
         for password in ("wrong", "right"):
             page.get_by_label("User name").fill("alice")

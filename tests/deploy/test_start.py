@@ -14,7 +14,16 @@ import psutil
 import pytest
 import requests
 
-from support.programs import ROOT, STAND_IN, STAND_IN_ENGINE, START, TESTS, alive, free_port, wait_for
+from support.programs import (
+    ROOT,
+    STAND_IN,
+    STAND_IN_ENGINE,
+    START,
+    TESTS,
+    alive,
+    free_port,
+    wait_for,
+)
 from vllm_space import settings
 from vllm_space.engine import supervisor
 from vllm_space.engine.process import EngineProcess
@@ -29,7 +38,9 @@ def start(program):
     def run(command=START, cwd=ROOT, **env):
         port = free_port()
         engine = STAND_IN_ENGINE | {"ENGINE_PORT": str(free_port())}
-        return program([*command, "--port", str(port)], cwd=cwd, **engine | env), f"http://127.0.0.1:{port}"
+        return program(
+            [*command, "--port", str(port)], cwd=cwd, **engine | env
+        ), f"http://127.0.0.1:{port}"
 
     return run
 
@@ -37,7 +48,9 @@ def start(program):
 def test_an_unknown_name_is_a_warning(start):
     running, _ = start(APP_TITEL="x", SCRIPT="die", LAST_WORDS="x")
     running.process.wait(60)
-    assert "WARNING: APP_TITEL is set but nothing reads it; did you mean APP_TITLE?" in running.output
+    assert (
+        "WARNING: APP_TITEL is set but nothing reads it; did you mean APP_TITLE?" in running.output
+    )
 
 
 def test_help_names_the_flags_and_starts_nothing(program):
@@ -66,8 +79,14 @@ def test_the_phases_of_the_start_are_told_at_its_end(start, tmp_path):
     running, url = start(TMPDIR=str(tmp_path))
     running.wait_until_up(url, 60)
     wait_for(lambda: "of them vLLM's.\n" in running.output, 10, "the phases")
-    whole, of_vllm = map(float, re.search(r"Up after ([\d.]+) s, ([\d.]+) s of them vLLM's\.", running.output).groups())
-    rows = dict(reversed(row) for row in re.findall(r"^ +([\d.]+) s  #+ +(.+)$", running.output, re.MULTILINE))
+    whole, of_vllm = map(
+        float,
+        re.search(r"Up after ([\d.]+) s, ([\d.]+) s of them vLLM's\.", running.output).groups(),
+    )
+    rows = dict(
+        reversed(row)
+        for row in re.findall(r"^ +([\d.]+) s  #+ +(.+)$", running.output, re.MULTILINE)
+    )
     assert {"checking the settings", "checking the model", "vLLM: starting Python"} <= set(rows)
     # This one is noted, but not shown where the page was there before the engine, and so took no time.
     (noted,) = tmp_path.glob("vllm-space.*/phases")
@@ -88,7 +107,9 @@ def test_it_runs_from_any_folder_in_a_path_with_spaces_read_only(start, tmp_path
     ignore = shutil.ignore_patterns(".git", "demo_model", "__pycache__")
     shutil.copytree(ROOT, copy, ignore=ignore)
     for one in [copy, *copy.rglob("*")]:
-        one.chmod(one.stat().st_mode & ~(stat.S_IWUSR | stat.S_IXUSR if one.is_file() else stat.S_IWUSR))
+        one.chmod(
+            one.stat().st_mode & ~(stat.S_IWUSR | stat.S_IXUSR if one.is_file() else stat.S_IWUSR)
+        )
     try:
         running, url = start(["bash", str(copy / "start.sh")], cwd=tmp_path)
         running.wait_until_up(url, 60)
@@ -140,11 +161,16 @@ def test_an_engine_that_hangs_counts_as_dead(tmp_path, monkeypatch):
     monkeypatch.setattr(supervisor, "HUNG_AFTER", 2)
     monkeypatch.setattr(supervisor, "HEALTH_EVERY", 0.5)
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    config = settings.Settings(_env_file=None, engine_module=STAND_IN, engine_port=free_port(), engine_run_dir=tmp_path)
+    config = settings.Settings(
+        _env_file=None, engine_module=STAND_IN, engine_port=free_port(), engine_run_dir=tmp_path
+    )
     running = EngineProcess(config, tmp_path, [])
     try:
         wait_for(running.healthy, 30, "the engine")
-        family = [psutil.Process(running.process.pid), *psutil.Process(running.process.pid).children()]
+        family = [
+            psutil.Process(running.process.pid),
+            *psutil.Process(running.process.pid).children(),
+        ]
         running.process.send_signal(signal.SIGSTOP)
         assert supervisor._watch(running) == "it answered nothing for 2 s"
     finally:
@@ -157,20 +183,29 @@ def test_too_many_deaths_end_it_with_the_cause(start):
     running.wait_until_up(url, 60)
     next(one for one in running.family() if STAND_IN in one.cmdline()).kill()
     assert running.process.wait(30) == 1
-    assert "ERROR: vLLM died 1 times in a row; the last time: the system killed it" in running.output
+    assert (
+        "ERROR: vLLM died 1 times in a row; the last time: the system killed it" in running.output
+    )
 
 
 def test_a_proxy_of_the_owners_stands_before_nothing_on_this_machine(start):
     dead = "http://127.0.0.1:9"
-    running, url = start(http_proxy=dead, https_proxy=dead, HTTP_PROXY=dead, HTTPS_PROXY=dead, no_proxy="a.example")
+    running, url = start(
+        http_proxy=dead, https_proxy=dead, HTTP_PROXY=dead, HTTPS_PROXY=dead, no_proxy="a.example"
+    )
     running.wait_until_up(url, 60)
     assert gradio_client.Client(url, verbose=False).predict("Hi", api_name="/chat") == "Hello"
 
 
 @pytest.mark.parametrize("zero_gpu", ["", "true"])
 def test_a_space_without_a_gpu_gets_a_page_and_no_crash_loop(start, zero_gpu):
-    running, url = start([sys.executable, str(ROOT / "app.py")], SPACE_ID="me/my-space", SPACES_ZERO_GPU=zero_gpu)
+    running, url = start(
+        [sys.executable, str(ROOT / "app.py")], SPACE_ID="me/my-space", SPACES_ZERO_GPU=zero_gpu
+    )
     wait_for(lambda: requests.get(f"{url}/healthz", timeout=5).status_code == 503, 60, "the page")
     assert "There is no engine" in requests.get(f"{url}/healthz", timeout=5).json()["reason"]
-    assert "https://huggingface.co/spaces/me/my-space/settings" in requests.get(f"{url}/config", timeout=5).text
+    assert (
+        "https://huggingface.co/spaces/me/my-space/settings"
+        in requests.get(f"{url}/config", timeout=5).text
+    )
     assert not any(STAND_IN in one.cmdline() for one in running.family())

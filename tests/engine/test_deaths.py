@@ -18,85 +18,155 @@ pytestmark = pytest.mark.vllm
 # (the file of a package that says so, what stands there, what was said, what is made of it)
 LAST_WORDS = [
     pytest.param(
-        "torch/cuda/__init__.py", "OutOfMemoryError",
+        "torch/cuda/__init__.py",
+        "OutOfMemoryError",
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
-        "the GPU has too little memory", id="out of memory at load"),
+        "the GPU has too little memory",
+        id="out of memory at load",
+    ),
     pytest.param(
-        "vllm/v1/core/kv_cache_utils.py", "No available memory for the cache blocks. ",
+        "vllm/v1/core/kv_cache_utils.py",
+        "No available memory for the cache blocks. ",
         "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`",
-        "no memory is left for the context", id="out of memory for the KV cache"),
+        "no memory is left for the context",
+        id="out of memory for the KV cache",
+    ),
     pytest.param(
-        "vllm/v1/core/kv_cache_utils.py", "cache is needed, which is larger than the available KV cache ",
+        "vllm/v1/core/kv_cache_utils.py",
+        "cache is needed, which is larger than the available KV cache ",
         "ValueError: (4.0 GiB KV cache is needed, which is larger than the available KV cache memory (1.0 GiB).",
-        "lower MAX_MODEL_LEN", id="context too long for the memory"),
+        "lower MAX_MODEL_LEN",
+        id="context too long for the memory",
+    ),
     pytest.param(
-        "vllm/v1/worker/utils.py", "Free memory on device ",
+        "vllm/v1/worker/utils.py",
+        "Free memory on device ",
         "ValueError: Free memory on device cuda:0 (3.1/14.6 GiB) on startup is less than desired GPU memory",
-        "another program holds part of the GPU memory", id="GPU busy"),
+        "another program holds part of the GPU memory",
+        id="GPU busy",
+    ),
     pytest.param(
-        "vllm/v1/worker/cpu_worker.py", "is less than desired CPU memory utilization ",
+        "vllm/v1/worker/cpu_worker.py",
+        "is less than desired CPU memory utilization ",
         "ValueError: Available memory on node 0 (1.0/8.0 GiB) on startup is less than desired CPU memory utilization",
-        "lower GPU_MEMORY_UTILIZATION", id="too little memory without a GPU"),
+        "lower GPU_MEMORY_UTILIZATION",
+        id="too little memory without a GPU",
+    ),
     pytest.param(
-        "vllm/platforms/cuda.py", "Bfloat16 is only supported on GPUs ",
+        "vllm/platforms/cuda.py",
+        "Bfloat16 is only supported on GPUs ",
         "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your Tesla T4 GPU",
-        "set DTYPE=half", id="bfloat16 on a T4"),
+        "set DTYPE=half",
+        id="bfloat16 on a T4",
+    ),
     pytest.param(
-        "vllm/config/vllm.py", "is not supported for the current GPU. Minimum ",
+        "vllm/config/vllm.py",
+        "is not supported for the current GPU. Minimum ",
         "ValueError: The quantization method fp8 is not supported for the current GPU. Minimum capability: 89.",
-        "this GPU is too old for the quantization of this model (fp8)", id="quantization on an old GPU"),
+        "this GPU is too old for the quantization of this model (fp8)",
+        id="quantization on an old GPU",
+    ),
     pytest.param(
-        "vllm/config/vllm.py", "is not supported for quantization ",
+        "vllm/config/vllm.py",
+        "is not supported for quantization ",
         "ValueError: torch.bfloat16 is not supported for quantization method awq. Supported dtypes: [torch.float16]",
-        "the quantization awq: set DTYPE=half", id="dtype and quantization"),
+        "the quantization awq: set DTYPE=half",
+        id="dtype and quantization",
+    ),
     pytest.param(
-        "vllm/config/parallel.py", "is larger than the number of ",
+        "vllm/config/parallel.py",
+        "is larger than the number of ",
         "ValueError: World size (4) is larger than the number of available GPUs (1) in this node.",
-        "fewer GPUs than TENSOR_PARALLEL_SIZE", id="too few GPUs"),
+        "fewer GPUs than TENSOR_PARALLEL_SIZE",
+        id="too few GPUs",
+    ),
     pytest.param(
-        "vllm/config/device.py", "Failed to infer device type, please set ",
+        "vllm/config/device.py",
+        "Failed to infer device type, please set ",
         "RuntimeError: Failed to infer device type, please set the environment variable `VLLM_LOGGING_LEVEL=DEBUG`",
-        "finds no GPU that works", id="no device"),
+        "finds no GPU that works",
+        id="no device",
+    ),
     pytest.param(
-        "vllm/model_executor/models/registry.py", "is not supported in-tree anymore. ",
+        "vllm/model_executor/models/registry.py",
+        "is not supported in-tree anymore. ",
         "ValueError: Model architecture OldModel is not supported in-tree anymore. Please install the plugin",
-        "does not support this kind of model (OldModel)", id="architecture given up"),
+        "does not support this kind of model (OldModel)",
+        id="architecture given up",
+    ),
     pytest.param(
-        "vllm/model_executor/model_loader/default_loader.py", "Cannot find any model weights with ",
-        "RuntimeError: Cannot find any model weights with `org/name`", "has no weights", id="no weights"),
+        "vllm/model_executor/model_loader/default_loader.py",
+        "Cannot find any model weights with ",
+        "RuntimeError: Cannot find any model weights with `org/name`",
+        "has no weights",
+        id="no weights",
+    ),
     pytest.param(
-        "transformers/utils/hub.py", "You are trying to access a gated repo.",
-        "OSError: You are trying to access a gated repo.", "is gated", id="gated after all"),
+        "transformers/utils/hub.py",
+        "You are trying to access a gated repo.",
+        "OSError: You are trying to access a gated repo.",
+        "is gated",
+        id="gated after all",
+    ),
     pytest.param(
-        "transformers/utils/hub.py", "is not a local folder and is not a valid model identifier ",
+        "transformers/utils/hub.py",
+        "is not a local folder and is not a valid model identifier ",
         "OSError: org/x is not a local folder and is not a valid model identifier listed on 'https://huggingface.co'",
-        "no such model, or it is private", id="no such model after all"),
+        "no such model, or it is private",
+        id="no such model after all",
+    ),
     pytest.param(
-        "transformers/utils/hub.py", "We couldn't connect to ",
+        "transformers/utils/hub.py",
+        "We couldn't connect to ",
         "OSError: We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them",
-        "could not be downloaded", id="download failed"),
+        "could not be downloaded",
+        id="download failed",
+    ),
     pytest.param(
-        None, os.strerror(28), "OSError: [Errno 28] No space left on device", "the disk is full", id="disk full"),
+        None,
+        os.strerror(28),
+        "OSError: [Errno 28] No space left on device",
+        "the disk is full",
+        id="disk full",
+    ),
     pytest.param(
-        None, os.strerror(30), "OSError: [Errno 30] Read-only file system: '/data/hub'",
-        "/data/hub cannot be written to: set HF_HOME", id="cache read-only"),
+        None,
+        os.strerror(30),
+        "OSError: [Errno 30] Read-only file system: '/data/hub'",
+        "/data/hub cannot be written to: set HF_HOME",
+        id="cache read-only",
+    ),
     pytest.param(
-        None, os.strerror(98), "OSError: [Errno 98] Address already in use", "set ENGINE_PORT", id="port taken"),
+        None,
+        os.strerror(98),
+        "OSError: [Errno 98] Address already in use",
+        "set ENGINE_PORT",
+        id="port taken",
+    ),
     pytest.param(
-        "vllm/v1/executor/multiproc_executor.py", "Worker proc %s died unexpectedly (exit code: %s), ",
+        "vllm/v1/executor/multiproc_executor.py",
+        "Worker proc %s died unexpectedly (exit code: %s), ",
         "(EngineCore pid=9) ERROR 11-22 17:12:59 Worker proc VLLM::Worker died unexpectedly (exit code: -9), shutting",
-        "the system killed it", id="worker killed by the kernel"),
+        "the system killed it",
+        id="worker killed by the kernel",
+    ),
     pytest.param(
-        "vllm/v1/engine/utils.py", "Engine core initialization failed. ",
+        "vllm/v1/engine/utils.py",
+        "Engine core initialization failed. ",
         "(EngineCore pid=9) ValueError: what is really wrong.\n"
         "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}",
-        "it says: ValueError: what is really wrong.", id="anything else: the root cause"),
+        "it says: ValueError: what is really wrong.",
+        id="anything else: the root cause",
+    ),
     pytest.param(
-        "vllm/v1/engine/exceptions.py", "EngineCore encountered an issue. See stack trace (above) for the root cause.",
+        "vllm/v1/engine/exceptions.py",
+        "EngineCore encountered an issue. See stack trace (above) for the root cause.",
         "INFO 11-22 17:12:59 args: trust_remote_code=True\n"
         "EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause.",
-        "one of its processes ended without a word", id="the core gone without a word"),
-]  # fmt: skip
+        "one of its processes ended without a word",
+        id="the core gone without a word",
+    ),
+]
 
 
 def dying(program, folder: Path, words: str, code: int = 1) -> tuple[int, list[str]]:
@@ -111,7 +181,9 @@ def dying(program, folder: Path, words: str, code: int = 1) -> tuple[int, list[s
 
 
 @pytest.mark.parametrize(("file", "quote", "words", "says"), LAST_WORDS)
-def test_an_engine_that_dies_while_starting_is_explained(program, tmp_path, file, quote, words, says):
+def test_an_engine_that_dies_while_starting_is_explained(
+    program, tmp_path, file, quote, words, says
+):
     if file:  # the words are those of the installed version
         package, _, path = file.partition("/")
         folder = Path(importlib.util.find_spec(package).origin).parent
@@ -142,22 +214,38 @@ def real_words(tmp_path_factory) -> dict[str, list[str]]:
     env = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     folder = tmp_path_factory.mktemp("models")
     done = subprocess.run(
-        [*command, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, timeout=300
+        [*command, str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=env,
+        timeout=300,
     )
     parts = re.split(r"^(?:\(.+?\) )?CAUSE (.+)$", done.stdout, flags=re.MULTILINE)[1:]
-    return {cause: said.splitlines()[-200:] for cause, said in zip(parts[::2], parts[1::2], strict=True)}
+    return {
+        cause: said.splitlines()[-200:] for cause, said in zip(parts[::2], parts[1::2], strict=True)
+    }
 
 
 @pytest.mark.parametrize(
     ("cause", "says"),
     [
-        ("unknown flag", "vLLM does not know a flag in ENGINE_ARGS: unrecognized arguments: --no-such-flag"),
+        (
+            "unknown flag",
+            "vLLM does not know a flag in ENGINE_ARGS: unrecognized arguments: --no-such-flag",
+        ),
         ("bad value", "vLLM refuses a flag: argument --max-num-seqs: invalid int value: 'many'"),
         ("unknown reasoning parser", "vLLM does not know the parser mind: check REASONING_PARSER"),
-        ("unknown tool parser", "vLLM does not know the parser hammer: check REASONING_PARSER and TOOL_CALL_PARSER"),
+        (
+            "unknown tool parser",
+            "vLLM does not know the parser hammer: check REASONING_PARSER and TOOL_CALL_PARSER",
+        ),
         ("unknown quantization", "vLLM does not know the method zip: check QUANTIZATION"),
         ("context too long", "MAX_MODEL_LEN is more than this model's context of 2048 tokens"),
-        ("heads not divisible", "this model's 4 attention heads cannot be split over that many GPUs"),
+        (
+            "heads not divisible",
+            "this model's 4 attention heads cannot be split over that many GPUs",
+        ),
         ("unsupported architecture", "vLLM does not support this kind of model (['NoSuchModel'])"),
         ("unknown model type", "vLLM does not support this kind of model (nosuch)"),
         ("code of its own", "set TRUST_REMOTE_CODE=true if you trust it"),
@@ -165,4 +253,6 @@ def real_words(tmp_path_factory) -> dict[str, list[str]]:
     ],
 )
 def test_what_the_real_vllm_says_when_it_dies_is_understood(real_words, cause, says):
-    assert deaths.explain(real_words[cause], 1).startswith(says) or says in deaths.explain(real_words[cause], 1)
+    assert deaths.explain(real_words[cause], 1).startswith(says) or says in deaths.explain(
+        real_words[cause], 1
+    )

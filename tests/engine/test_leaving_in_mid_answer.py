@@ -22,7 +22,9 @@ def test_in_mid_answer(space, url, leave, streams):
     async def run():
         async with connections() as http:
             visitors = await arrive(http, url, streams)
-            answers = [asyncio.create_task(visitor.ask("Tell me everything.")) for visitor in visitors]
+            answers = [
+                asyncio.create_task(visitor.ask("Tell me everything.")) for visitor in visitors
+            ]
             await until(lambda: all(visitor.seen.text for visitor in visitors))
             assert at_work(space.engine_url) > 0
             began = time.monotonic()

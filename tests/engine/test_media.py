@@ -38,7 +38,9 @@ def test_the_engine_fetches_nothing_that_a_request_names():
             f"{site.url}/picture.png",
             client.PICTURE,
         ]
-        done = subprocess.run([sys.executable, "-c", FETCH, *line], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-c", FETCH, *line], capture_output=True, text=True, timeout=120
+        )
         assert done.stdout.count("refused") == 4, done.stderr
         assert done.stdout.splitlines()[-1] == "(64, 64)"
         assert site.asked == []

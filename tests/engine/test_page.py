@@ -63,7 +63,9 @@ def test_a_question_of_the_examples_is_answered_and_the_answer_grows(space, visi
 def test_a_chat_of_three_turns_with_edit_and_retry(space, visit):
     tab = visit(space.url)
     set_sampling(tab, Temperature="0")
-    for count, question in enumerate(("What is this Space?", "How do I use another model?", LONG), start=1):
+    for count, question in enumerate(
+        ("What is this Space?", "How do I use another model?", LONG), start=1
+    ):
         ask(tab, question)
         expect(tab.locator(NUMBERS)).to_have_count(count, timeout=30_000)
     expect(tab.locator(ANSWER).nth(1)).to_contain_text("MODEL_ID")
@@ -103,7 +105,9 @@ def test_an_answer_that_max_tokens_cut_is_continued(space, visit):
     first = tab.locator(ANSWER).inner_text().strip()
     set_sampling(tab, Max_tokens="400")
     option.click()
-    expect(tab.locator(ANSWER)).to_have_text(re.compile(re.escape(first[:30]) + ".{50}", re.DOTALL), timeout=30_000)
+    expect(tab.locator(ANSWER)).to_have_text(
+        re.compile(re.escape(first[:30]) + ".{50}", re.DOTALL), timeout=30_000
+    )
     expect(tab.locator(NUMBERS)).to_have_count(1, timeout=30_000)
     expect(option).to_have_count(0)
     expect(tab.locator("[data-testid=user]")).to_have_count(1)
@@ -111,7 +115,9 @@ def test_an_answer_that_max_tokens_cut_is_continued(space, visit):
 
 def test_export_then_import_gives_the_same_conversation(space, visit, tmp_path):
     tab = visit(space.url, accept_downloads=True)
-    for count, question in enumerate(("What is this Space?", "How do I use another model?"), start=1):
+    for count, question in enumerate(
+        ("What is this Space?", "How do I use another model?"), start=1
+    ):
         ask(tab, question)
         expect(tab.locator(NUMBERS)).to_have_count(count, timeout=30_000)
 
@@ -164,19 +170,30 @@ def test_the_status_shows_a_generation_in_progress(space, visit):
     tab = visit(space.url)
     tab.get_by_role("tab", name="Status").click()
     expect(tab.locator("#facts")).to_contain_text("Engine: ready since")
-    for fact in ("Restarts: 0", "Model: vllm-space-demo", "Context: 2,048 tokens", "Number format: bfloat16", "GPU"):
+    for fact in (
+        "Restarts: 0",
+        "Model: vllm-space-demo",
+        "Context: 2,048 tokens",
+        "Number format: bfloat16",
+        "GPU",
+    ):
         expect(tab.locator("#facts")).to_contain_text(fact)
     expect(tab.locator(".plot canvas, .plot svg")).to_have_count(3)
 
     def most() -> float:
         """The highest label of the tokens' axis, which grows with what it shows."""
         labels = tab.locator(".plot").first.locator("svg text").all_text_contents()
-        return max((float(label.replace(",", "")) for label in labels if re.fullmatch(r"[\d,]+", label)), default=0)
+        return max(
+            (float(label.replace(",", "")) for label in labels if re.fullmatch(r"[\d,]+", label)),
+            default=0,
+        )
 
     wait_for(lambda: most() > 0, 10, "the plots")
     idle = most()
     body = {"model": "vllm-space-demo", "prompt": "This", "max_tokens": 1900, "ignore_eos": True}
-    requests.post(f"{space.engine_url}/v1/completions", json=body, headers=space.auth, timeout=120).raise_for_status()
+    requests.post(
+        f"{space.engine_url}/v1/completions", json=body, headers=space.auth, timeout=120
+    ).raise_for_status()
     wait_for(lambda: most() > max(idle, 20), 15, "the generation in the plot")
 
 
@@ -185,7 +202,10 @@ def test_the_status_shows_a_generation_in_progress(space, visit):
 
 @pytest.mark.parametrize(
     "title",
-    [pytest.param(title, marks=pytest.mark.registry if title == "JavaScript" else ()) for title in snippets.ALL],
+    [
+        pytest.param(title, marks=pytest.mark.registry if title == "JavaScript" else ())
+        for title in snippets.ALL
+    ],
 )
 def test_the_programs_of_the_api_tab_run_as_they_stand(space, visit, title, tmp_path, request):
     tab = visit(space.url)
@@ -205,9 +225,14 @@ def test_the_programs_of_the_api_tab_run_as_they_stand(space, visit, title, tmp_
     else:
         command = [sys.executable]
     done = subprocess.run(
-        command, input=program, cwd=folder, env=os.environ | {"API_KEY": API_KEY},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        command,
+        input=program,
+        cwd=folder,
+        env=os.environ | {"API_KEY": API_KEY},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert "vLLM" in done.stdout, done.stderr
 
@@ -219,9 +244,11 @@ def test_the_programs_of_the_api_tab_run_as_they_stand(space, visit, title, tmp_
 def test_a_thinking_model_with_a_reasoning_parser(program, visit):
     port, engine_port = free_port(), free_port()
     started = program(
-        [*START, "--port", str(port)], ENGINE_PORT=str(engine_port), REASONING_PARSER="qwen3",
+        [*START, "--port", str(port)],
+        ENGINE_PORT=str(engine_port),
+        REASONING_PARSER="qwen3",
         ENGINE_ARGS="""--default-chat-template-kwargs '{"enable_thinking": true}'""",
-    )  # fmt: skip
+    )
     url = f"http://127.0.0.1:{port}"
     started.wait_until_up(url)
     tab = visit(url)

@@ -17,7 +17,11 @@ LONG = "Tell me everything about this Space."
 STREAMS = 8  # so many that each lasts long enough to be killed in
 
 # The processes of vLLM, by what their command lines say, in the order in which they are killed.
-PARTS = {"API server": "vllm.entrypoints", "engine core": "VLLM::EngineCore", "worker": "VLLM::Worker"}
+PARTS = {
+    "API server": "vllm.entrypoints",
+    "engine core": "VLLM::EngineCore",
+    "worker": "VLLM::Worker",
+}
 
 
 class Boot:
@@ -37,7 +41,11 @@ class Boot:
 
     def part(self, name: str):
         """The process of vLLM that PARTS names."""
-        return next(one for one in self.program.family() if any(PARTS[name] in word for word in one.cmdline()))
+        return next(
+            one
+            for one in self.program.family()
+            if any(PARTS[name] in word for word in one.cmdline())
+        )
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +63,11 @@ def test_every_process_of_vllm_may_be_killed_in_mid_answer(boot, visit):
     tab = visit(boot.url)
     tab.get_by_role("button", name="More").click()
     # Nothing may end the answer before the kill does: words become likelier with each use, so it turns in circles.
-    for label, value in {"Temperature": "0", "Frequency penalty": "-2", "Max tokens": "1900"}.items():
+    for label, value in {
+        "Temperature": "0",
+        "Frequency penalty": "-2",
+        "Max tokens": "1900",
+    }.items():
         tab.get_by_label(label).locator("visible=true").first.fill(value)
 
     for name in PARTS:
@@ -85,10 +97,18 @@ def test_every_process_of_vllm_may_be_killed_in_mid_answer(boot, visit):
         print(
             f"{name}: back after {took:.1f} s, the pause of {pause} s included; the fresh start took {boot.took:.1f} s"
         )
-        assert took - pause < 1.5 * boot.took + 5, boot.program.output  # half of it again for what else the cores do
+        assert took - pause < 1.5 * boot.took + 5, (
+            boot.program.output
+        )  # half of it again for what else the cores do
         expect(tab.locator("#banner")).to_be_hidden(timeout=10_000)  # with no reload
         answer = requests.post(
-            f"{boot.url}/v1/chat/completions", headers=KEY, timeout=60,
-            json={"model": "vllm-space-demo", "messages": [{"role": "user", "content": LONG}], "max_tokens": 5},
-        )  # fmt: skip
+            f"{boot.url}/v1/chat/completions",
+            headers=KEY,
+            timeout=60,
+            json={
+                "model": "vllm-space-demo",
+                "messages": [{"role": "user", "content": LONG}],
+                "max_tokens": 5,
+            },
+        )
         assert answer.json()["choices"][0]["message"]["content"]

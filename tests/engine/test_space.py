@@ -24,7 +24,9 @@ def greedy_from_transformers(messages: list[dict], max_tokens: int) -> str:
 
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
     model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.bfloat16).eval()
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     with torch.no_grad():
         out = model.generate(**ids, max_new_tokens=max_tokens, do_sample=False)
     return tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -43,7 +45,9 @@ def test_a_chat_is_answered_as_transformers_answers_it(client):
 
 
 def test_an_answer_streams(client):
-    job = client.submit("Explain step by step how to deploy this Space.", temperature=0, api_name="/chat")
+    job = client.submit(
+        "Explain step by step how to deploy this Space.", temperature=0, api_name="/chat"
+    )
     final = job.result(timeout=60)
     growing = job.outputs()
     assert len(set(growing)) > 1  # how many depends on how busy this machine is
@@ -52,10 +56,18 @@ def test_an_answer_streams(client):
 
 def test_history_and_system_prompt_reach_the_model(client, space):
     history = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello!"}]
-    answer = client.predict(QUESTION, history=history, system_prompt="Be brief.", temperature=0, api_name="/chat")
-    messages = [{"role": "system", "content": "Be brief."}, *history, {"role": "user", "content": QUESTION}]
+    answer = client.predict(
+        QUESTION, history=history, system_prompt="Be brief.", temperature=0, api_name="/chat"
+    )
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        *history,
+        {"role": "user", "content": QUESTION},
+    ]
     body = {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 1024}
-    direct = requests.post(f"{space.engine_url}/v1/chat/completions", json=body, headers=space.auth, timeout=60).json()
+    direct = requests.post(
+        f"{space.engine_url}/v1/chat/completions", json=body, headers=space.auth, timeout=60
+    ).json()
     assert answer == direct["choices"][0]["message"]["content"]
 
 
@@ -63,7 +75,9 @@ def test_completion_continues_the_text(client, space):
     prompt = "This Space"
     answer = client.predict(prompt, temperature=0, max_tokens=20, api_name="/complete")
     body = {"model": MODEL, "prompt": prompt, "temperature": 0, "max_tokens": 20}
-    direct = requests.post(f"{space.engine_url}/v1/completions", json=body, headers=space.auth, timeout=60).json()
+    direct = requests.post(
+        f"{space.engine_url}/v1/completions", json=body, headers=space.auth, timeout=60
+    ).json()
     assert answer == direct["choices"][0]["text"]
 
 
@@ -78,7 +92,9 @@ def test_a_small_context_is_no_obstacle(client, space, name):
     else:
         path, fields["prompt"] = "/v1/completions", prompt
         fields["max_tokens"] = 1400  # its default is 16
-    direct = requests.post(space.engine_url + path, json=fields, headers=space.auth, timeout=60).json()["choices"][0]
+    direct = requests.post(
+        space.engine_url + path, json=fields, headers=space.auth, timeout=60
+    ).json()["choices"][0]
     expected = direct["message"]["content"] if name == "/chat" else direct["text"]
     assert answer[:200] == expected[:200]
     assert answer
@@ -115,7 +131,9 @@ def test_what_cannot_be_done_is_a_sentence(client, fields, says):
 
 
 def test_the_engine_stops_when_the_client_leaves(client, space):
-    job = client.submit("Tell me everything about this Space.", temperature=1, max_tokens=1500, api_name="/chat")
+    job = client.submit(
+        "Tell me everything about this Space.", temperature=1, max_tokens=1500, api_name="/chat"
+    )
     while not job.outputs():
         time.sleep(0.02)
     job.cancel()

@@ -39,7 +39,9 @@ def test_a_chat_of_turns_with_edit_retry_and_undo(page, visit):
 
 
 def test_stop_keeps_what_had_arrived_and_frees_the_engine(page, visit):
-    with ScriptedEngine(lambda path, body: chat_stream(*["word "] * 5000, every=0.02)).running() as engine:
+    with ScriptedEngine(
+        lambda path, body: chat_stream(*["word "] * 5000, every=0.02)
+    ).running() as engine:
         tab = visit(page(engine.url))
         ask(tab, "Count")
         expect(tab.locator(ANSWER).last).to_contain_text("word word word")
@@ -51,7 +53,9 @@ def test_stop_keeps_what_had_arrived_and_frees_the_engine(page, visit):
 
 
 def test_enter_during_an_answer_leaves_what_was_typed(page, visit):
-    with ScriptedEngine(lambda path, body: chat_stream(*["word "] * 5000, every=0.02)).running() as engine:
+    with ScriptedEngine(
+        lambda path, body: chat_stream(*["word "] * 5000, every=0.02)
+    ).running() as engine:
         tab = visit(page(engine.url))
         ask(tab, "Count")
         expect(tab.locator(ANSWER).last).to_contain_text("word word")
@@ -67,7 +71,9 @@ def test_enter_during_an_answer_leaves_what_was_typed(page, visit):
 
 
 def test_a_page_that_is_full_says_so_at_once_and_gives_the_message_back(page, visit):
-    with ScriptedEngine(lambda path, body: chat_stream(*["word "] * 5000, every=0.05)).running() as engine:
+    with ScriptedEngine(
+        lambda path, body: chat_stream(*["word "] * 5000, every=0.05)
+    ).running() as engine:
         url = page(engine.url, MAX_CONCURRENCY="1", MAX_QUEUE="1")
         running, waiting, refused = (visit(url) for _ in range(3))
         ask(running, "First")
@@ -116,9 +122,17 @@ def test_the_sampling_controls_are_sent_and_empty_ones_are_not(page, visit):
     body = engine.requests[0][2]
     assert body["messages"][0] == {"role": "system", "content": "Be kind."}
     sampling = {
-        name: value for name, value in body.items() if name not in ("model", "messages", "stream", "stream_options")
+        name: value
+        for name, value in body.items()
+        if name not in ("model", "messages", "stream", "stream_options")
     }
-    assert sampling == {"max_tokens": 77, "temperature": 0.7, "top_p": 0.9, "seed": 5, "stop": ["END", "FIN"]}
+    assert sampling == {
+        "max_tokens": 77,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "seed": 5,
+        "stop": ["END", "FIN"],
+    }
 
 
 def test_what_is_typed_as_soon_as_a_part_of_the_page_opens_stays(page, visit):
@@ -126,14 +140,20 @@ def test_what_is_typed_as_soon_as_a_part_of_the_page_opens_stays(page, visit):
         const frame = requestAnimationFrame;
         window.requestAnimationFrame = (callback) => setTimeout(() => frame(callback), 200);
     }"""
-    two_frames = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    two_frames = (
+        "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    )
     tab = visit(page("http://127.0.0.1:9"))
     tab.evaluate(slow_frames)
     for role, name, field in (
         ("button", "More", tab.get_by_label("Seed")),
         ("tab", "Completion", tab.locator("#text textarea")),
         ("tab", "Compare", tab.get_by_placeholder("One prompt")),
-        ("button", "Settings of this column", tab.get_by_role("tabpanel").get_by_label("System prompt").first),
+        (
+            "button",
+            "Settings of this column",
+            tab.get_by_role("tabpanel").get_by_label("System prompt").first,
+        ),
     ):
         tab.get_by_role(role, name=name).first.click()
         field.fill("5")
@@ -142,7 +162,9 @@ def test_what_is_typed_as_soon_as_a_part_of_the_page_opens_stays(page, visit):
 
 
 def test_completion_continues_in_place_and_can_be_undone(page, visit):
-    with ScriptedEngine(lambda path, body: completion_stream(" upon", " a time")).running() as engine:
+    with ScriptedEngine(
+        lambda path, body: completion_stream(" upon", " a time")
+    ).running() as engine:
         tab = visit(page(engine.url))
         tab.get_by_role("tab", name="Completion").click()
         text = tab.locator("#text textarea")

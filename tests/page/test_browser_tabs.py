@@ -25,25 +25,36 @@ def open_tab(page, name):
 
 def test_an_answer_cut_by_max_tokens_is_continued_in_place(page, visit):
     def script(path, body):
-        return chat_stream(" and more") if body.get("continue_final_message") else chat_stream("Half", finish="length")
+        return (
+            chat_stream(" and more")
+            if body.get("continue_final_message")
+            else chat_stream("Half", finish="length")
+        )
 
     with ScriptedEngine(script).running() as engine:
         tab = visit(page(engine.url))
         ask(tab, "Tell me")
-        expect(tab.locator("#chatbot small")).to_contain_text(re.compile(r"1 tokens · \d+ tokens/s · first after"))
+        expect(tab.locator("#chatbot small")).to_contain_text(
+            re.compile(r"1 tokens · \d+ tokens/s · first after")
+        )
         tab.get_by_text("Stopped at 1 tokens — Continue").click()
         expect(tab.locator(ANSWER)).to_have_text("Half and more")
         expect(tab.locator("[data-testid=user]")).to_have_count(1)
         expect(tab.get_by_text("— Continue")).to_have_count(0)
     body = engine.requests[1][2]
-    assert body["messages"] == [{"role": "user", "content": "Tell me"}, {"role": "assistant", "content": "Half"}]
+    assert body["messages"] == [
+        {"role": "user", "content": "Tell me"},
+        {"role": "assistant", "content": "Half"},
+    ]
     assert body["add_generation_prompt"] is False
 
 
 def test_conversations_are_kept_in_the_browser_over_a_restart_and_can_be_deleted(program, visit):
     command = [sys.executable, "app.py", "--port", str(port := free_port())]
     url = f"http://127.0.0.1:{port}"
-    with ScriptedEngine(lambda path, body: chat_stream("To " + body["messages"][-1]["content"])).running() as engine:
+    with ScriptedEngine(
+        lambda path, body: chat_stream("To " + body["messages"][-1]["content"])
+    ).running() as engine:
         running = program(command, MODEL_URL=engine.url)
         running.wait_until_up(url)
         tab = visit(url)
@@ -83,7 +94,10 @@ def test_export_then_import_gives_the_same_conversation(page, visit, tmp_path):
         for kind in ("JSON", "Markdown"):
             with tab.expect_download() as download:
                 tab.get_by_role("button", name=f"Export as {kind}").click()
-            assert download.value.suggested_filename == f"Code-please.{'json' if kind == 'JSON' else 'md'}"
+            assert (
+                download.value.suggested_filename
+                == f"Code-please.{'json' if kind == 'JSON' else 'md'}"
+            )
             download.value.save_as(exported if kind == "JSON" else tmp_path / "one.md")
         messages = json.loads(exported.read_text())["messages"]
         assert messages == [
@@ -126,10 +140,14 @@ def test_bare_think_tags_fold_into_a_thought_that_tells_how_long(page, visit):
         assert "think>" not in tab.locator("#chatbot").inner_text()
 
 
-def test_several_servers_fill_the_picker_and_one_that_is_down_is_shown_until_it_is_back(page, visit):
+def test_several_servers_fill_the_picker_and_one_that_is_down_is_shown_until_it_is_back(
+    page, visit
+):
     with (
         ScriptedEngine(lambda path, body: chat_stream("from one"), ["one"]).running() as first,
-        ScriptedEngine(lambda path, body: chat_stream("from " + body["model"]), ["two", "three"]).running() as second,
+        ScriptedEngine(
+            lambda path, body: chat_stream("from " + body["model"]), ["two", "three"]
+        ).running() as second,
     ):
         servers = {"A": first.url, "B": second.url, "C": "http://127.0.0.1:9"}
         tab = visit(page(None, MODELS=json.dumps(servers)))
@@ -148,7 +166,9 @@ def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers_before_it_is_sen
     with ScriptedEngine(script, tokenize=lambda body: (200, {"count": 5000})).running() as engine:
         tab = visit(page(engine.url))
         ask(tab, "word " * 1000)
-        expect(tab.locator("#chatbot")).to_contain_text("has 5,000 tokens and the model's context holds 4,096")
+        expect(tab.locator("#chatbot")).to_contain_text(
+            "has 5,000 tokens and the model's context holds 4,096"
+        )
         assert engine.requests == []
         engine.tokenize = lambda body: (200, {"count": 4000})
         ask(tab, "word")
@@ -187,10 +207,14 @@ def test_compare_streams_two_servers_at_once_each_with_its_own_end(page, visit):
 
 
 def test_compare_asks_each_model_before_the_page_has_heard_of_them(page, visit):
-    with ScriptedEngine(lambda path, body: chat_stream(body["model"]), ["one", "two"]).running() as engine:
+    with ScriptedEngine(
+        lambda path, body: chat_stream(body["model"]), ["one", "two"]
+    ).running() as engine:
         url = page(engine.url)
         tab = visit(url)
-        tab.route("**/run/predict*", lambda route: None)  # a slow network: the page's first question stays on its way
+        tab.route(
+            "**/run/predict*", lambda route: None
+        )  # a slow network: the page's first question stays on its way
         tab.reload()
         open_tab(tab, "Compare")
         tab.get_by_placeholder("One prompt").fill("Go")
@@ -200,7 +224,9 @@ def test_compare_asks_each_model_before_the_page_has_heard_of_them(page, visit):
             expect(tab.locator(".compared").nth(number)).to_contain_text(name)
 
 
-def test_no_upload_of_pictures_where_the_model_takes_none_and_they_are_sent_where_it_does(page, visit, tmp_path):
+def test_no_upload_of_pictures_where_the_model_takes_none_and_they_are_sent_where_it_does(
+    page, visit, tmp_path
+):
     (tmp_path / "notes.txt").write_text("Remember the milk.")
     (tmp_path / "dot.png").write_bytes(PNG)
     with ScriptedEngine(lambda path, body: chat_stream("Seen")).running() as engine:
@@ -211,9 +237,14 @@ def test_no_upload_of_pictures_where_the_model_takes_none_and_they_are_sent_wher
         expect(tab.get_by_label("File thumbnail")).to_be_visible()
         ask(tab, "What?")
         expect(tab.locator(ANSWER)).to_have_text("Seen")
-    assert engine.requests[0][2]["messages"][0]["content"] == "What?\n\n**notes.txt**\n```\nRemember the milk.\n```"
+    assert (
+        engine.requests[0][2]["messages"][0]["content"]
+        == "What?\n\n**notes.txt**\n```\nRemember the milk.\n```"
+    )
 
-    sees = ScriptedEngine(lambda path, body: chat_stream("A dot"), tokenize=lambda body: (200, {"count": 9}))
+    sees = ScriptedEngine(
+        lambda path, body: chat_stream("A dot"), tokenize=lambda body: (200, {"count": 9})
+    )
     with sees.running():
         tab = visit(page(sees.url))
         files = tab.locator("#message input[type=file]")
@@ -243,7 +274,9 @@ def test_the_page_mends_itself_when_the_engine_comes_back(page, visit):
         expect(tab.locator(ANSWER)).to_have_text("Back")
 
 
-def test_an_answer_that_fails_makes_the_page_look_though_the_api_server_of_the_dead_engine_still_answers(page, visit):
+def test_an_answer_that_fails_makes_the_page_look_though_the_api_server_of_the_dead_engine_still_answers(
+    page, visit
+):
     engine = ScriptedEngine(models=["one"])
     with engine.running():
         tab = visit(page(engine.url))
@@ -264,18 +297,28 @@ def test_an_answer_that_fails_makes_the_page_look_though_the_api_server_of_the_d
 
 def test_a_banner_says_what_the_engine_is_doing(page, visit, tmp_path):
     status = tmp_path / "status.json"
-    state = {"state": "restarting", "phase": "loading the weights", "since": 1.0, "restarts": 1, "reason": "it died"}
+    state = {
+        "state": "restarting",
+        "phase": "loading the weights",
+        "since": 1.0,
+        "restarts": 1,
+        "reason": "it died",
+    }
     status.write_text(json.dumps(state))
     with ScriptedEngine().running() as engine:
         tab = visit(page(engine.url, ENGINE_RUN_DIR=str(tmp_path)))
-        expect(tab.locator("#banner")).to_contain_text("The engine is restarting: loading the weights.")
+        expect(tab.locator("#banner")).to_contain_text(
+            "The engine is restarting: loading the weights."
+        )
         expect(tab.locator("#banner")).to_contain_text("it died")
         status.write_text(json.dumps(state | {"state": "ready", "phase": ""}))
         expect(tab.locator("#banner")).not_to_be_visible(timeout=15_000)
 
 
 def test_the_engine_log_is_for_the_owner_only_and_masked(page, visit, chromium, tmp_path):
-    (tmp_path / "status.json").write_text(json.dumps({"state": "ready", "since": 1.0, "restarts": 2, "reason": "x"}))
+    (tmp_path / "status.json").write_text(
+        json.dumps({"state": "ready", "since": 1.0, "restarts": 2, "reason": "x"})
+    )
     (tmp_path / "engine.log").write_text("dtype=torch.bfloat16\nline with key-of-the-engine\n")
     env = {"ENGINE_RUN_DIR": str(tmp_path), "MODEL_API_KEY": "key-of-the-engine"}
     with ScriptedEngine().running() as engine:
@@ -312,7 +355,9 @@ def test_nothing_is_polled_when_nobody_looks_at_the_status(page, visit):
         assert len(asked) == before
 
 
-@pytest.mark.parametrize(("keys", "says"), [({}, "/v1 is closed"), ({"API_KEYS": "k"}, "/v1 is open")])
+@pytest.mark.parametrize(
+    ("keys", "says"), [({}, "/v1 is closed"), ({"API_KEYS": "k"}, "/v1 is open")]
+)
 def test_the_api_tab_says_whether_v1_is_open(page, visit, keys, says):
     with ScriptedEngine().running() as engine:
         tab = visit(page(engine.url, **keys))
@@ -321,7 +366,9 @@ def test_the_api_tab_says_whether_v1_is_open(page, visit, keys, says):
 
 
 def test_escape_stops_and_shift_enter_breaks_the_line(page, visit):
-    with ScriptedEngine(lambda path, body: chat_stream(*["word "] * 5000, every=0.02)).running() as engine:
+    with ScriptedEngine(
+        lambda path, body: chat_stream(*["word "] * 5000, every=0.02)
+    ).running() as engine:
         tab = visit(page(engine.url))
         box = tab.get_by_placeholder("Type a message")
         box.fill("One")
@@ -385,7 +432,9 @@ def test_it_works_where_the_browser_lets_it_keep_nothing(page, chromium):
         tab.goto(page(engine.url))
         ask(tab, "Hi")
         expect(tab.locator(ANSWER)).to_have_text("kept")
-        expect(tab.get_by_role("radio", name="Hi")).to_be_visible()  # for as long as the page is open
+        expect(
+            tab.get_by_role("radio", name="Hi")
+        ).to_be_visible()  # for as long as the page is open
         assert failures == []
         tab.close()
 

@@ -14,8 +14,15 @@ from support.scripted_engine import ScriptedEngine, chat_stream, completion_stre
 
 TIMEOUT = 20  # seconds that one call may take on a busy machine
 
-NUMBERS = st.integers() | st.floats() | st.integers(10**15, 10**400) | st.sampled_from([-1, 0, 2**31, 2**63, 2**64])
-TEXTS = st.text(st.characters()) | st.sampled_from(["\ud800", "\udfff", "a\0b", "\u202e", "e\u0301" * 50, "x" * 10_000])
+NUMBERS = (
+    st.integers()
+    | st.floats()
+    | st.integers(10**15, 10**400)
+    | st.sampled_from([-1, 0, 2**31, 2**63, 2**64])
+)
+TEXTS = st.text(st.characters()) | st.sampled_from(
+    ["\ud800", "\udfff", "a\0b", "\u202e", "e\u0301" * 50, "x" * 10_000]
+)
 ROLES = st.sampled_from(["user", "assistant", "system", "tool", "king", "", None, 5])
 PARTS = st.fixed_dictionaries(
     {"type": st.sampled_from(["text", "image_url", "file", "input_audio"])},
@@ -45,7 +52,14 @@ VALUES = st.recursive(
 )
 HISTORIES = st.lists(TURNS, max_size=4) | VALUES
 # The fields of /chat as they should be, so that the strange ones among them get as far as they can.
-CHAT = st.tuples(TEXTS, HISTORIES, TEXTS, st.just("") | VALUES, *[st.none() | NUMBERS | VALUES] * 3, st.none() | VALUES)
+CHAT = st.tuples(
+    TEXTS,
+    HISTORIES,
+    TEXTS,
+    st.just("") | VALUES,
+    *[st.none() | NUMBERS | VALUES] * 3,
+    st.none() | VALUES,
+)
 DATA = CHAT.map(list) | st.lists(VALUES, max_size=12) | VALUES
 
 
@@ -63,16 +77,22 @@ def url(shared_page, engine):
     return shared_page(engine.url)
 
 
-@pytest.mark.parametrize("calls", [2000, pytest.param(20_000, marks=[pytest.mark.release, pytest.mark.timeout(5400)])])
+@pytest.mark.parametrize(
+    "calls", [2000, pytest.param(20_000, marks=[pytest.mark.release, pytest.mark.timeout(5400)])]
+)
 def test_whatever_is_sent_to_gradio_is_answered(url, engine, calls):
     session = requests.Session()
-    functions = [one["id"] for one in session.get(f"{url}/config", timeout=TIMEOUT).json()["dependencies"]]
+    functions = [
+        one["id"] for one in session.get(f"{url}/config", timeout=TIMEOUT).json()["dependencies"]
+    ]
     sent, statuses = count(), {}
 
     def call(path: str, body: object) -> requests.Response:
         next(sent)
         data = json.dumps(body).encode()  # surrogates as \ud800, NaN and Infinity by their names
-        answer = session.post(url + path, data=data, headers={"Content-Type": "application/json"}, timeout=TIMEOUT)
+        answer = session.post(
+            url + path, data=data, headers={"Content-Type": "application/json"}, timeout=TIMEOUT
+        )
         statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
         assert answer.status_code < 500, f"{path} {data[:500]!r}: {answer.text[:500]}"
         return answer
@@ -86,12 +106,18 @@ def test_whatever_is_sent_to_gradio_is_answered(url, engine, calls):
                     last = line or last
                     if "process_completed" in line or "close_stream" in line:
                         break
-            except requests.exceptions.ChunkedEncodingError:  # Gradio ends a stream so after it has said what is wrong
+            except (
+                requests.exceptions.ChunkedEncodingError
+            ):  # Gradio ends a stream so after it has said what is wrong
                 assert "unexpected_error" in last
         return last
 
     @settings(
-        max_examples=calls, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        max_examples=calls,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
     )
     @given(
         st.sampled_from(["call", "join", "run"]),
@@ -106,12 +132,18 @@ def test_whatever_is_sent_to_gradio_is_answered(url, engine, calls):
                 assert last_event(f"/gradio_api/call/{name}/{answer.json()['event_id']}")
         elif way == "join":
             who = f"fuzz-{next(sent)}"
-            if call("/gradio_api/queue/join", {"data": data, "fn_index": function, "session_hash": who}).ok:
+            if call(
+                "/gradio_api/queue/join", {"data": data, "fn_index": function, "session_hash": who}
+            ).ok:
                 assert re.search(
-                    "process_completed|unexpected_error", last_event(f"/gradio_api/queue/data?session_hash={who}")
+                    "process_completed|unexpected_error",
+                    last_event(f"/gradio_api/queue/data?session_hash={who}"),
                 )
         else:
-            call("/gradio_api/run/predict", {"data": data, "fn_index": function, "session_hash": "fuzz"})
+            call(
+                "/gradio_api/run/predict",
+                {"data": data, "fn_index": function, "session_hash": "fuzz"},
+            )
 
     fuzz()
     print(statuses)

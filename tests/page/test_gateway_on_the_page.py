@@ -26,15 +26,21 @@ def engine() -> Iterator[ScriptedEngine]:
         yield engine
 
 
-def post(url: str, path: str = "/v1/chat/completions", headers: dict | None = None, **options) -> requests.Response:
-    return requests.post(url + path, json=CHAT, headers=KEY | (headers or {}), timeout=20, **options)
+def post(
+    url: str, path: str = "/v1/chat/completions", headers: dict | None = None, **options
+) -> requests.Response:
+    return requests.post(
+        url + path, json=CHAT, headers=KEY | (headers or {}), timeout=20, **options
+    )
 
 
 def test_scripts_of_other_sites_come_in_only_where_the_owner_says_so(page, engine):
     shut = page(engine.url, API_KEYS=API_KEY)
     open_ = page(engine.url, API_KEYS=API_KEY, API_CORS_ORIGINS="https://site.example")
     for url, allowed in ((shut, None), (open_, "https://site.example")):
-        preflight = requests.options(f"{url}/v1/chat/completions", headers=AT_A_SPACE | PREFLIGHT, timeout=5)
+        preflight = requests.options(
+            f"{url}/v1/chat/completions", headers=AT_A_SPACE | PREFLIGHT, timeout=5
+        )
         assert preflight.ok is bool(allowed)
         answer = post(url, headers=AT_A_SPACE)
         assert answer.json() == {"said": "hello"}

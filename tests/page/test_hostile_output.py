@@ -73,7 +73,9 @@ def test_nothing_in_an_answer_runs_or_leaves(page, visit, outside):
         tab = visit(page(engine.url))
         popups = []
         tab.on("popup", lambda popup: popups.append(popup.url))
-        ask(tab, hostile(outside.url))  # in the question, in the thinking, and in the answer, which arrives in pieces
+        ask(
+            tab, hostile(outside.url)
+        )  # in the question, in the thinking, and in the answer, which arrives in pieces
         expect(tab.locator(ANSWER).last).to_contain_text(END)
         tab.get_by_role("button", name="Thought").click()
         tab.get_by_role("tab", name="Compare").click()
@@ -91,7 +93,9 @@ def test_nothing_in_an_answer_runs_or_leaves(page, visit, outside):
 
 
 def test_pictures_come_from_the_sites_that_the_owner_names(page, visit, outside):
-    with ScriptedEngine(lambda path, body: chat_stream(f"![picture]({outside.url}/markdown.png)")).running() as engine:
+    with ScriptedEngine(
+        lambda path, body: chat_stream(f"![picture]({outside.url}/markdown.png)")
+    ).running() as engine:
         tab = visit(page(engine.url, APP_IMAGE_ORIGINS=outside.url))
         ask(tab, "Hi")
         wait_for(lambda: "/markdown.png" in outside.asked, 10, "the picture")
@@ -100,7 +104,20 @@ def test_pictures_come_from_the_sites_that_the_owner_names(page, visit, outside)
 def test_this_page_fetches_nothing_for_a_visitor(page, outside):
     with ScriptedEngine().running() as engine:
         url = page(engine.url)
-        for path in ("/gradio_api/file=", "/gradio_api/file/", "/gradio_api/proxy=", "/gradio_api/file=%20"):
-            for site in (outside.url, outside.url.replace("http", "HTTP"), "https://outside.example"):
-                assert requests.get(f"{url}{path}{site}/x", timeout=10).status_code in (400, 403, 404), path
+        for path in (
+            "/gradio_api/file=",
+            "/gradio_api/file/",
+            "/gradio_api/proxy=",
+            "/gradio_api/file=%20",
+        ):
+            for site in (
+                outside.url,
+                outside.url.replace("http", "HTTP"),
+                "https://outside.example",
+            ):
+                assert requests.get(f"{url}{path}{site}/x", timeout=10).status_code in (
+                    400,
+                    403,
+                    404,
+                ), path
         assert outside.asked == []

@@ -30,7 +30,9 @@ def test_before_the_first_token(page, leave, streams):
         async with connections() as http:
             visitors = await arrive(http, url, streams)
             answers = [asyncio.create_task(visitor.ask("Hi")) for visitor in visitors]
-            await until(lambda: len(at_work) == streams and all(visitor.running for visitor in visitors))
+            await until(
+                lambda: len(at_work) == streams and all(visitor.running for visitor in visitors)
+            )
             began = time.monotonic()
             await leave(visitors, answers)
             await until(lambda: not at_work)

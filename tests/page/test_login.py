@@ -17,23 +17,36 @@ def engine():
 
 @pytest.fixture(scope="module")
 def url(shared_page, engine):
-    return shared_page(engine.url, APP_USERNAME="alice", APP_PASSWORD="right", APP_USERS="bob:other:word")
+    return shared_page(
+        engine.url, APP_USERNAME="alice", APP_PASSWORD="right", APP_USERS="bob:other:word"
+    )
 
 
 def test_without_a_login_nothing_but_the_login_and_health_answers(url, engine):
     assert "password" in requests.get(url, timeout=5).text
     assert requests.get(f"{url}/healthz", timeout=5).status_code == 200
-    for path in ("/config", "/gradio_api/info", "/gradio_api/queue/data?session_hash=x", "/theme.css", "/login_check"):
+    for path in (
+        "/config",
+        "/gradio_api/info",
+        "/gradio_api/queue/data?session_hash=x",
+        "/theme.css",
+        "/login_check",
+    ):
         assert requests.get(url + path, timeout=5).status_code == 401, path
     join = {"data": ["Hi"], "fn_index": 0, "session_hash": "x"}
     assert requests.post(f"{url}/gradio_api/queue/join", json=join, timeout=5).status_code == 401
-    assert requests.post(f"{url}/gradio_api/call/chat", json={"data": ["Hi"]}, timeout=5).status_code == 401
+    assert (
+        requests.post(f"{url}/gradio_api/call/chat", json={"data": ["Hi"]}, timeout=5).status_code
+        == 401
+    )
     assert engine.requests == []
 
 
 def test_the_right_password_opens_page_and_endpoints_and_a_wrong_one_does_not(url):
     for name, password in (("alice", "wrong"), ("bob", "right"), ("", ""), ("carol", "x")):
-        answer = requests.post(f"{url}/login", data={"username": name, "password": password}, timeout=5)
+        answer = requests.post(
+            f"{url}/login", data={"username": name, "password": password}, timeout=5
+        )
         assert answer.status_code == 400, name
         assert not answer.cookies
     for auth in (("alice", "right"), ("bob", "other:word")):
@@ -43,7 +56,12 @@ def test_the_right_password_opens_page_and_endpoints_and_a_wrong_one_does_not(ur
 
 def test_a_forged_cookie_is_no_login(url):
     for cookie in ("alice", "ImFsaWNlIg.aaaa.bbbb", ""):
-        assert requests.get(f"{url}/config", cookies={"vllm_space_login": cookie}, timeout=5).status_code == 401
+        assert (
+            requests.get(
+                f"{url}/config", cookies={"vllm_space_login": cookie}, timeout=5
+            ).status_code
+            == 401
+        )
 
 
 def test_guessing_takes_longer_and_longer_and_does_not_shut_out_others(page, engine):
@@ -53,7 +71,10 @@ def test_guessing_takes_longer_and_longer_and_does_not_shut_out_others(page, eng
         # The visitor may send any header; the platform's proxy appends the address it sees.
         headers = {"X-Forwarded-For": f"1.2.3.4, {came_from}"}
         return requests.post(
-            f"{url}/login", data={"username": "alice", "password": password}, headers=headers, timeout=5
+            f"{url}/login",
+            data={"username": "alice", "password": password},
+            headers=headers,
+            timeout=5,
         )
 
     guesser, owner = "9.9.9.9", "8.8.8.8"

@@ -20,16 +20,22 @@ def copy(tmp_path) -> Path:
     """A copy of the product, to be changed."""
     for name in ("app.py", "requirements.txt"):
         shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "vllm_space", tmp_path / "vllm_space", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "vllm_space", tmp_path / "vllm_space", ignore=shutil.ignore_patterns("__pycache__")
+    )
     return tmp_path
 
 
 def change(file: Path, old: str, new: str) -> None:
-    time.sleep(1)  # gradio 6.31: after a reload it notes the files anew, and misses what changes in that moment
+    time.sleep(
+        1
+    )  # gradio 6.31: after a reload it notes the files anew, and misses what changes in that moment
     text = file.read_text()
     assert old in text
     file.write_text(text.replace(old, new))
-    os.utime(file, (file.stat().st_atime, file.stat().st_mtime + 2))  # file systems may count whole seconds
+    os.utime(
+        file, (file.stat().st_atime, file.stat().st_mtime + 2)
+    )  # file systems may count whole seconds
 
 
 def test_a_change_reloads_the_page(program, copy):
@@ -37,8 +43,10 @@ def test_a_change_reloads_the_page(program, copy):
         port = free_port()
         running = program(
             [str(Path(sys.executable).with_name("gradio")), "app.py"],
-            cwd=copy, MODEL_URL=engine.url, GRADIO_SERVER_PORT=str(port),
-        )  # fmt: skip
+            cwd=copy,
+            MODEL_URL=engine.url,
+            GRADIO_SERVER_PORT=str(port),
+        )
         url = f"http://127.0.0.1:{port}"
         running.wait_until_up(url, 60)
 
@@ -46,7 +54,11 @@ def test_a_change_reloads_the_page(program, copy):
             return requests.get(f"{url}/config", timeout=5).text
 
         wait_for(lambda: "Type a message and press Enter" in page(), 20, "the page")
-        change(copy / "vllm_space" / "page" / "chat.py", "Type a message and press Enter", "Write something")
+        change(
+            copy / "vllm_space" / "page" / "chat.py",
+            "Type a message and press Enter",
+            "Write something",
+        )
         wait_for(lambda: "Write something" in page(), 30, f"the new words\n{running.output}")
         change(copy / "vllm_space" / "page" / "page.css", "max-width: 1280px", "max-width: 1234px")
         wait_for(lambda: "max-width: 1234px" in page(), 30, f"the new style\n{running.output}")

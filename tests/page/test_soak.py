@@ -14,8 +14,12 @@ from support.programs import CLEAN, ROOT
 def test_600_conversations_leave_no_memory_behind():
     done = subprocess.run(
         [sys.executable, "tests/benchmark/page.py", "--soak", "600"],
-        cwd=ROOT, env=CLEAN, capture_output=True, text=True, timeout=3500,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=CLEAN,
+        capture_output=True,
+        text=True,
+        timeout=3500,
+    )
     print(done.stdout)
     assert done.returncode == 0, done.stderr
     growth = re.search(r"Growth after the first 400: (-?[\d.]+) MiB", done.stdout)

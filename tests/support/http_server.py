@@ -16,7 +16,9 @@ class Quiet(BaseHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         pass
 
-    def reply(self, status: int, body: object, content_type: str = "application/json", **headers: str) -> None:
+    def reply(
+        self, status: int, body: object, content_type: str = "application/json", **headers: str
+    ) -> None:
         """Answer with bytes or text as they are, or with anything else as JSON. X_Error_Code="x" is a header."""
         text = body if isinstance(body, (str, bytes)) else json.dumps(body)
         data = text.encode() if isinstance(text, str) else text
@@ -32,7 +34,9 @@ class Quiet(BaseHTTPRequestHandler):
 
 class Server(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 256  # connections that may wait to be accepted; usually five, too few for 64 visitors
+    request_queue_size = (
+        256  # connections that may wait to be accepted; usually five, too few for 64 visitors
+    )
 
     @property
     def url(self) -> str:
@@ -43,7 +47,9 @@ class Server(ThreadingHTTPServer):
 def serving(handler: Any, port: int = 0) -> Iterator[Server]:
     """Serve on a port of 127.0.0.1; 0 is any free one. `handler` is what http.server takes."""
     server = Server(("127.0.0.1", port), handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+    ).start()
     try:
         yield server
     finally:

@@ -37,14 +37,18 @@ def main() -> None:
 
         async def lines() -> AsyncIterator[str]:
             async for output in llm.generate(prompt, SamplingParams(**fields), uuid4().hex):
-                yield json.dumps({"text": [prompt + choice.text for choice in output.outputs]}) + "\n"
+                yield (
+                    json.dumps({"text": [prompt + choice.text for choice in output.outputs]}) + "\n"
+                )
 
         if stream:
             return StreamingResponse(lines())
         last = [line async for line in lines()][-1]
         return JSONResponse(json.loads(last))
 
-    app = Starlette(routes=[Route("/health", health), Route("/generate", generate, methods=["POST"])])
+    app = Starlette(
+        routes=[Route("/health", health), Route("/generate", generate, methods=["POST"])]
+    )
     uvicorn.run(app, host=flags.host, port=flags.port, log_level="warning")
 
 

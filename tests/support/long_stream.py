@@ -22,9 +22,12 @@ class LongStream(threading.Thread):
 
     def run(self) -> None:
         body = {
-            "model": MODEL, "messages": [{"role": "user", "content": self.question}],
-            "stream": True, "max_tokens": 1900, "ignore_eos": True,  # long enough to be cut off
-        }  # fmt: skip
+            "model": MODEL,
+            "messages": [{"role": "user", "content": self.question}],
+            "stream": True,
+            "max_tokens": 1900,
+            "ignore_eos": True,  # long enough to be cut off
+        }
         url = f"{self.url}/v1/chat/completions"
         try:
             with requests.post(url, json=body, headers=KEY, stream=True, timeout=60) as answer:
@@ -34,6 +37,8 @@ class LongStream(threading.Thread):
                     if line.startswith(b"data: {"):
                         event = json.loads(line[6:])
                         self.error = event.get("error", {}).get("message", "")
-                        self.text += "".join(one["delta"].get("content") or "" for one in event.get("choices", []))
+                        self.text += "".join(
+                            one["delta"].get("content") or "" for one in event.get("choices", [])
+                        )
         except requests.RequestException as error:
             self.error = type(error).__name__

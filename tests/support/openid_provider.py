@@ -42,14 +42,16 @@ def provider() -> Iterator[str]:
     @routes.get("/.well-known/openid-configuration")
     async def configuration(request: web.Request) -> web.Response:
         here = url(request)
-        return web.json_response({
-            "issuer": here,
-            "authorization_endpoint": f"{here}/oauth/authorize",
-            "token_endpoint": f"{here}/oauth/token",
-            "userinfo_endpoint": f"{here}/oauth/userinfo",
-            "jwks_uri": f"{here}/oauth/jwks",
-            "id_token_signing_alg_values_supported": ["RS256"],
-        })  # fmt: skip
+        return web.json_response(
+            {
+                "issuer": here,
+                "authorization_endpoint": f"{here}/oauth/authorize",
+                "token_endpoint": f"{here}/oauth/token",
+                "userinfo_endpoint": f"{here}/oauth/userinfo",
+                "jwks_uri": f"{here}/oauth/jwks",
+                "id_token_signing_alg_values_supported": ["RS256"],
+            }
+        )
 
     @routes.get("/oauth/jwks")
     async def keys(request: web.Request) -> web.Response:
@@ -59,7 +61,9 @@ def provider() -> Iterator[str]:
     async def form(request: web.Request) -> web.Response:
         assert request.query["client_id"] == CLIENT_ID
         page = '<form method="post"><label>Name <input name="name"></label><button>Authorize</button></form>'
-        return web.Response(text=f"<!doctype html><title>Hugging Face</title>{page}", content_type="text/html")
+        return web.Response(
+            text=f"<!doctype html><title>Hugging Face</title>{page}", content_type="text/html"
+        )
 
     @routes.post("/oauth/authorize")
     async def authorize(request: web.Request) -> web.Response:
@@ -67,7 +71,9 @@ def provider() -> Iterator[str]:
         code = f"code-{len(codes)}"
         codes[code] = asked
         joined = "&" if "?" in asked["redirect_uri"] else "?"
-        raise web.HTTPFound(f"{asked['redirect_uri']}{joined}{urlencode({'code': code, 'state': asked['state']})}")
+        raise web.HTTPFound(
+            f"{asked['redirect_uri']}{joined}{urlencode({'code': code, 'state': asked['state']})}"
+        )
 
     @routes.post("/oauth/token")
     async def token(request: web.Request) -> web.Response:
@@ -82,12 +88,25 @@ def provider() -> Iterator[str]:
             return web.json_response({"error": "invalid_grant"}, status=400)
         now, name = int(time.time()), asked["user"]
         claims = {
-            "iss": url(request), "aud": CLIENT_ID, "sub": name, "iat": now, "exp": now + 3600, "nonce": asked["nonce"],
-            "name": name, "preferred_username": name, "profile": f"https://huggingface.co/{name}", "picture": "",
-        } | USERS[name]  # fmt: skip
+            "iss": url(request),
+            "aud": CLIENT_ID,
+            "sub": name,
+            "iat": now,
+            "exp": now + 3600,
+            "nonce": asked["nonce"],
+            "name": name,
+            "preferred_username": name,
+            "profile": f"https://huggingface.co/{name}",
+            "picture": "",
+        } | USERS[name]
         signed = jwt.encode({"alg": "RS256", "kid": "1"}, claims, key)
         return web.json_response(
-            {"access_token": "token-marked", "token_type": "bearer", "expires_in": 3600, "id_token": signed}
+            {
+                "access_token": "token-marked",
+                "token_type": "bearer",
+                "expires_in": 3600,
+                "id_token": signed,
+            }
         )
 
     app.add_routes(routes)

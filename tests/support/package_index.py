@@ -31,12 +31,16 @@ class PackageIndex:
         with zipfile.ZipFile(folder / f"{module}-{version}-py3-none-any.whl", "w") as wheel:
             wheel.writestr(f"{module}.py", "")
             wheel.writestr(f"{info}/METADATA", "\n".join(lines) + "\n")
-            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(
+                f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            )
             wheel.writestr(f"{info}/RECORD", "")
 
 
 @contextmanager
-def package_index(folder: Path, asked: Callable[[str], object] = lambda path: None) -> Iterator[PackageIndex]:
+def package_index(
+    folder: Path, asked: Callable[[str], object] = lambda path: None
+) -> Iterator[PackageIndex]:
     """Serve an index of its own in `folder`; `asked` is called with each path before it is answered."""
 
     class Handler(Quiet, SimpleHTTPRequestHandler):

@@ -32,7 +32,11 @@ STAND_IN = "support.scripted_api_server"
 STAND_IN_ENGINE = {"ENGINE_MODULE": STAND_IN, "PYTHONPATH": str(TESTS)}
 
 # What a test may inherit: never the owner's variables, and no network beyond loopback.
-CLEAN = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME") if name in os.environ}
+CLEAN = {
+    name: os.environ[name]
+    for name in ("PATH", "HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME")
+    if name in os.environ
+}
 CLEAN |= {
     "PYTHON": sys.executable,
     "PYTHONDONTWRITEBYTECODE": "1",
@@ -83,9 +87,15 @@ class Program:
         self.log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                env=CLEAN | env, cwd=cwd, start_new_session=True, preexec_fn=_hear_ctrl_c,
-            )  # fmt: skip
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=CLEAN | env,
+                cwd=cwd,
+                start_new_session=True,
+                preexec_fn=_hear_ctrl_c,
+            )
 
     @property
     def output(self) -> str:
@@ -102,7 +112,9 @@ class Program:
 
     def wait_until_up(self, url: str, timeout: float = BOOT_TIMEOUT) -> None:
         def answers() -> bool:
-            assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.output}"
+            assert self.process.poll() is None, (
+                f"ended with {self.process.returncode}:\n{self.output}"
+            )
             return requests.get(f"{url}/healthz", timeout=5).ok
 
         try:
@@ -123,7 +135,9 @@ class Program:
         code = self.process.wait(seconds)
         assert alive(family) == []
         assert list(folder.glob("vllm-space.*")) == []
-        assert "Traceback" not in re.sub(r"^ {4}.*$", "", self.output, flags=re.MULTILINE)  # but for the engine's own
+        assert "Traceback" not in re.sub(
+            r"^ {4}.*$", "", self.output, flags=re.MULTILINE
+        )  # but for the engine's own
         return code, [line for line in self.output.splitlines() if line.startswith("ERROR: ")]
 
     def stop(self) -> None:

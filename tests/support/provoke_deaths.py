@@ -23,7 +23,10 @@ CAUSES = {
     "heads not divisible": (["--tensor-parallel-size", "7"], {}),
     "unsupported architecture": ([], {"architectures": ["NoSuchModel"]}),
     "unknown model type": ([], {"model_type": "nosuch", "architectures": ["NoSuchModel"]}),
-    "code of its own": ([], {"model_type": "nosuch", "auto_map": {"AutoConfig": "configuration.Config"}}),
+    "code of its own": (
+        [],
+        {"model_type": "nosuch", "auto_map": {"AutoConfig": "configuration.Config"}},
+    ),
     "not in the cache": (["--model", "nobody/no-such-model"], {}),
 }
 

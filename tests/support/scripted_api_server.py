@@ -23,7 +23,10 @@ def main() -> None:
         code = int(os.environ.get("EXIT", "1"))
         os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)
     if script == "indiscreet":
-        print(f"the token is {os.environ['HF_TOKEN']}, the key is {os.environ['VLLM_API_KEY']}", flush=True)
+        print(
+            f"the token is {os.environ['HF_TOKEN']}, the key is {os.environ['VLLM_API_KEY']}",
+            flush=True,
+        )
     if script == "verbose":
         print("\n".join(["INFO " + "word " * 20] * 10_000), flush=True)
     if script == "slow":

@@ -25,14 +25,23 @@ class ScriptedEngine:
     """`script` answers every POST: it gets (path, body) and yields what to send, or returns (status, JSON)."""
 
     script: Callable[[str, dict], Any] = lambda path, body: (200, {})
-    models: list[str] | None = field(default_factory=lambda: ["scripted"])  # None: no /v1/models (the legacy server)
-    tokenize: Callable[[dict], Any] = lambda body: (404, {"detail": "Not Found"})  # answers /tokenize
+    models: list[str] | None = field(
+        default_factory=lambda: ["scripted"]
+    )  # None: no /v1/models (the legacy server)
+    tokenize: Callable[[dict], Any] = lambda body: (
+        404,
+        {"detail": "Not Found"},
+    )  # answers /tokenize
     metrics: Callable[[], str] | None = None  # answers /metrics
     alive: bool = True  # /health says so; a dead engine's API server answers for some seconds more
-    requests: list[tuple[str, dict, dict]] = field(default_factory=list)  # (path, headers, body) of every POST
+    requests: list[tuple[str, dict, dict]] = field(
+        default_factory=list
+    )  # (path, headers, body) of every POST
     text_type: str = "text/plain"  # content type of an answer that is text
     asked: list[str] = field(default_factory=list)  # "METHOD path" of every request
-    left: threading.Event = field(default_factory=threading.Event)  # set when a client left in mid-stream
+    left: threading.Event = field(
+        default_factory=threading.Event
+    )  # set when a client left in mid-stream
     url: str = ""
 
     @contextmanager
@@ -47,7 +56,9 @@ def _handler(engine: ScriptedEngine) -> type[Quiet]:
         protocol_version = "HTTP/1.1"
 
         def answer(self, status: int, body: object) -> None:
-            self.reply(status, body, engine.text_type if isinstance(body, str) else "application/json")
+            self.reply(
+                status, body, engine.text_type if isinstance(body, str) else "application/json"
+            )
 
         def parse_request(self) -> bool:
             read = super().parse_request()
@@ -58,7 +69,8 @@ def _handler(engine: ScriptedEngine) -> type[Quiet]:
         def do_GET(self) -> None:
             if self.path == "/v1/models" and engine.models is not None:
                 data = [
-                    {"id": name, "object": "model", "owned_by": "vllm", "max_model_len": 4096} for name in engine.models
+                    {"id": name, "object": "model", "owned_by": "vllm", "max_model_len": 4096}
+                    for name in engine.models
                 ]
                 self.answer(200, {"object": "list", "data": data})
             elif self.path == "/health":
@@ -107,14 +119,21 @@ def event(**fields: Any) -> bytes:
 DONE = b"data: [DONE]\n\n"
 
 
-def chat_stream(*texts: str, finish: str = "stop", every: float = 0, field: str = "content") -> Iterator[bytes]:
+def chat_stream(
+    *texts: str, finish: str = "stop", every: float = 0, field: str = "content"
+) -> Iterator[bytes]:
     """The events of a chat answer, one for each text, `every` seconds."""
-    yield event(choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
+    yield event(
+        choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
+    )
     for text in texts:
         time.sleep(every)
         yield event(choices=[{"index": 0, "delta": {field: text}, "finish_reason": None}])
     yield event(choices=[{"index": 0, "delta": {}, "finish_reason": finish}])
-    yield event(choices=[], usage={"prompt_tokens": 3, "completion_tokens": len(texts), "total_tokens": 3 + len(texts)})
+    yield event(
+        choices=[],
+        usage={"prompt_tokens": 3, "completion_tokens": len(texts), "total_tokens": 3 + len(texts)},
+    )
     yield DONE
 
 

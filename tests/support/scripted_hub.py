@@ -53,7 +53,9 @@ def hub(*models: dict, refs: tuple[str, ...] = ("main",)) -> Iterator[str]:
                 org, name, _, _, file = url.path.strip("/").split("/", 4)
                 return self.send_file(f"{org}/{name}", file)
             token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-            parts = url.path.strip("/").split("/")  # api, models, org, name, "revision" | "auth-check", ...
+            parts = url.path.strip("/").split(
+                "/"
+            )  # api, models, org, name, "revision" | "auth-check", ...
             if url.path == "/api/whoami-v2":
                 return (
                     self.reply(200, {"name": "me"})
@@ -62,19 +64,29 @@ def hub(*models: dict, refs: tuple[str, ...] = ("main",)) -> Iterator[str]:
                 )
             if url.path == "/api/models":
                 search = parse_qs(url.query)["search"][0].lower()
-                return self.reply(200, [one for name, one in by_id.items() if search in name.lower()])
+                return self.reply(
+                    200, [one for name, one in by_id.items() if search in name.lower()]
+                )
             found = by_id.get("/".join(parts[2:4]))
             if token and token != GOOD_TOKEN:
                 return self.reply(401, {"error": "Invalid credentials in Authorization header"})
             if not found or (found["private"] and token != GOOD_TOKEN):
-                return self.reply(404 if token else 401, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+                return self.reply(
+                    404 if token else 401,
+                    {"error": "Repository not found"},
+                    X_Error_Code="RepoNotFound",
+                )
             if parts[4:5] == ["auth-check"]:
                 if found["gated"] and found["gated"] != "granted" and token != GOOD_TOKEN:
-                    return self.reply(403 if token else 401, {"error": "gated"}, X_Error_Code="GatedRepo")
+                    return self.reply(
+                        403 if token else 401, {"error": "gated"}, X_Error_Code="GatedRepo"
+                    )
                 return self.reply(200, {})
             if parts[4:5] == ["revision"] and parts[5] not in refs:
                 return self.reply(404, {"error": "Invalid rev id"}, X_Error_Code="RevisionNotFound")
-            return self.reply(200, {name: value for name, value in found.items() if name != "content"})
+            return self.reply(
+                200, {name: value for name, value in found.items() if name != "content"}
+            )
 
     with serving(Handler) as server:
         yield server.url

@@ -20,7 +20,15 @@ from support.aiohttp_server import serving
 SPACE_NAME = "me-my-space.localhost"
 HUB_NAME = "hub.localhost"
 VISITOR = "203.0.113.7"  # an address of documentation's
-HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "upgrade", "te", "trailer", "content-length"}
+HOP_BY_HOP = {
+    "connection",
+    "keep-alive",
+    "transfer-encoding",
+    "upgrade",
+    "te",
+    "trailer",
+    "content-length",
+}
 SESSION = web.AppKey("session", aiohttp.ClientSession)
 FRAME = '<!doctype html><title>Hub</title><iframe src="https://{}/" style="width:100%;height:90vh;border:0"></iframe>'
 
@@ -49,10 +57,25 @@ def certificate(folder: Path) -> ssl.SSLContext:
     """A certificate that nobody trusts."""
     key, cert = folder / "key.pem", folder / "cert.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={SPACE_NAME}",
-         "-keyout", str(key), "-out", str(cert)],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            f"/CN={SPACE_NAME}",
+            "-keyout",
+            str(key),
+            "-out",
+            str(cert),
+        ],
+        check=True,
+        capture_output=True,
+    )
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(cert, key)
     return context
@@ -65,10 +88,14 @@ def platform(folder: Path, space_port: int | None = None, prefix: str = "") -> I
 
     async def forward(request: web.Request) -> web.StreamResponse:
         if request.host.startswith(HUB_NAME):
-            return web.Response(text=FRAME.format(f"{site.space_host}{prefix}"), content_type="text/html")
+            return web.Response(
+                text=FRAME.format(f"{site.space_host}{prefix}"), content_type="text/html"
+            )
         if not request.raw_path.startswith(prefix):
             return web.Response(status=418, text=f"{request.path} is not under {prefix}")
-        headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
+        headers = {
+            name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP
+        }
         came_from = request.headers.get("X-Forwarded-For")
         headers |= {
             "X-Forwarded-For": f"{came_from}, {VISITOR}" if came_from else VISITOR,
@@ -77,7 +104,9 @@ def platform(folder: Path, space_port: int | None = None, prefix: str = "") -> I
             "X-Forwarded-Port": str(site.port),
             "X-Request-Id": "Root=1-rehearsal",
         }
-        address = f"http://127.0.0.1:{site.space_port}{request.raw_path.removeprefix(prefix) or '/'}"
+        address = (
+            f"http://127.0.0.1:{site.space_port}{request.raw_path.removeprefix(prefix) or '/'}"
+        )
         body = await request.read()
         try:
             async with request.app[SESSION].request(
@@ -96,7 +125,9 @@ def platform(folder: Path, space_port: int | None = None, prefix: str = "") -> I
             return web.Response(status=503, text="the Space does not answer")
 
     async def session(app: web.Application) -> AsyncIterator[None]:
-        app[SESSION] = aiohttp.ClientSession(auto_decompress=False, timeout=aiohttp.ClientTimeout(total=None))
+        app[SESSION] = aiohttp.ClientSession(
+            auto_decompress=False, timeout=aiohttp.ClientTimeout(total=None)
+        )
         yield
         await app[SESSION].close()
 

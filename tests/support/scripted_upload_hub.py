@@ -46,11 +46,20 @@ class UploadHub:
             return 200, {"name": "me", "type": "user"}
         if path == f"/api/spaces/{SPACE}/tree/main":
             return 200, [
-                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                {
+                    "type": "file",
+                    "path": name,
+                    "size": len(data),
+                    "oid": hashlib.sha1(data).hexdigest(),
+                }
                 for name, data in self.files.items()
             ]
         if path in (f"/api/spaces/{SPACE}", f"/api/spaces/{SPACE}/revision/main"):
-            return 200, {"id": SPACE, "sha": "0" * 40, "siblings": [{"rfilename": name} for name in self.files]}
+            return 200, {
+                "id": SPACE,
+                "sha": "0" * 40,
+                "siblings": [{"rfilename": name} for name in self.files],
+            }
         return 404, {"error": f"not played here: GET {path}"}
 
     def post(self, path: str, body: bytes) -> tuple[int, object]:
@@ -68,13 +77,16 @@ class UploadHub:
             return 200, {"files": self.preupload(asked)}
         if path == f"/spaces/{SPACE}.git/info/lfs/objects/batch":
             objects = [
-                {**one, "actions": {"upload": {"href": f"{self.url}/lfs/{one['oid']}"}}} for one in asked["objects"]
+                {**one, "actions": {"upload": {"href": f"{self.url}/lfs/{one['oid']}"}}}
+                for one in asked["objects"]
             ]
             return 200, {"transfer": "basic", "objects": objects}
         return 404, {"error": f"not played here: POST {path}"}
 
     def preupload(self, asked: dict) -> list[dict]:
-        ignored = ignored_by_git([one["path"] for one in asked["files"]], asked.get("gitIgnore", ""))
+        ignored = ignored_by_git(
+            [one["path"] for one in asked["files"]], asked.get("gitIgnore", "")
+        )
 
         def mode(one: dict) -> str:
             binary = b"\0" in base64.b64decode(one["sample"])
@@ -102,7 +114,10 @@ class UploadHub:
                     del self.files[value["path"]]
                 case other:
                     return 400, {"error": f"not played here: {other}"}
-        return 200, {"commitUrl": f"{self.url}/spaces/{SPACE}/commit/{'1' * 40}", "commitOid": "1" * 40}
+        return 200, {
+            "commitUrl": f"{self.url}/spaces/{SPACE}/commit/{'1' * 40}",
+            "commitOid": "1" * 40,
+        }
 
 
 def ignored_by_git(paths: list[str], gitignore: str) -> set[str]:
@@ -112,8 +127,10 @@ def ignored_by_git(paths: list[str], gitignore: str) -> set[str]:
         Path(folder, ".gitignore").write_text(gitignore)
         done = subprocess.run(
             ["git", "-C", folder, "check-ignore", "--no-index", "--stdin", "-z"],
-            input="\0".join(paths), capture_output=True, text=True,
-        )  # fmt: skip
+            input="\0".join(paths),
+            capture_output=True,
+            text=True,
+        )
     return set(done.stdout.split("\0")) - {""}
 
 
@@ -148,11 +165,22 @@ def upload_hub() -> Iterator[UploadHub]:
 def upload(command: str, folder: Path, hub_url: str, **env: str) -> subprocess.CompletedProcess:
     """Run a shell command such as UPLOAD in a folder, against that Hub and with the tests' `hf` first in PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{CLEAN['PATH']}"
-    certificates = {name: value for name, value in os.environ.items() if name.startswith("SSL_CERT")}  # for uv
+    certificates = {
+        name: value for name, value in os.environ.items() if name.startswith("SSL_CERT")
+    }  # for uv
     # The server above plays git LFS, not the Xet storage that the client would rather use.
-    hub = {"HF_ENDPOINT": hub_url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    hub = {
+        "HF_ENDPOINT": hub_url,
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+    }
     home = {"PATH": path, "HF_HOME": str(folder.parent / "hf")}
     return subprocess.run(
-        ["bash", "-ec", command], cwd=folder, capture_output=True, text=True, timeout=240,
+        ["bash", "-ec", command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
         env=CLEAN | certificates | hub | home | env,
-    )  # fmt: skip
+    )

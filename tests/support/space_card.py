@@ -14,16 +14,36 @@ import yaml
 
 COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 HARDWARE = {
-    "cpu-basic", "cpu-upgrade", "t4-small", "t4-medium", "l4x1", "l4x4", "l40sx1", "l40sx4", "l40sx8", "a10g-small",
-    "a10g-large", "a10g-largex2", "a10g-largex4", "a100-large", "a100x4", "a100x8",
-}  # fmt: skip
-CROSS_ORIGIN = {"cross-origin-embedder-policy", "cross-origin-opener-policy", "cross-origin-resource-policy"}
+    "cpu-basic",
+    "cpu-upgrade",
+    "t4-small",
+    "t4-medium",
+    "l4x1",
+    "l4x4",
+    "l40sx1",
+    "l40sx4",
+    "l40sx8",
+    "a10g-small",
+    "a10g-large",
+    "a10g-largex2",
+    "a10g-largex4",
+    "a100-large",
+    "a100x4",
+    "a100x8",
+}
+CROSS_ORIGIN = {
+    "cross-origin-embedder-policy",
+    "cross-origin-opener-policy",
+    "cross-origin-resource-policy",
+}
 REPOSITORY = r"[\w.-]+/[\w.-]+"
 LONGEST_OAUTH = 43200  # minutes
 
 
 def text(pattern: str = r".+", longest: int = 10_000) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, str) and len(value) <= longest and bool(re.fullmatch(pattern, value))
+    return lambda value: (
+        isinstance(value, str) and len(value) <= longest and bool(re.fullmatch(pattern, value))
+    )
 
 
 def one_of(*values: str) -> Callable[[Any], bool]:
@@ -71,7 +91,9 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "license": text(r"[a-z0-9.-]+"),
     "hf_oauth": truth,
     "hf_oauth_scopes": many(text(r"[a-z-]+")),
-    "hf_oauth_expiration_minutes": lambda value: isinstance(value, int) and 0 < value <= LONGEST_OAUTH,
+    "hf_oauth_expiration_minutes": lambda value: (
+        isinstance(value, int) and 0 < value <= LONGEST_OAUTH
+    ),
     "hf_oauth_authorized_org": lambda value: text()(value) or many(text())(value),
     "disable_embedding": truth,
     "startup_duration_timeout": text(r"\d+ ?(s|m|h|d)\w*"),

@@ -23,7 +23,14 @@ def as_user(env: dict[str, str], *command: str) -> list[str]:
     clean = ["env", "-i", *(f"{name}={value}" for name, value in env.items()), *command]
     if os.geteuid() != 0:
         return clean
-    return ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "--no-new-privs", *clean]
+    return [
+        "setpriv",
+        f"--reuid={UID}",
+        f"--regid={UID}",
+        "--clear-groups",
+        "--no-new-privs",
+        *clean,
+    ]
 
 
 def give(*paths: Path) -> None:

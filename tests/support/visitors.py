@@ -10,7 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import aiohttp
 from benchmark.browser import Visitor
 
-LIMIT = {1: 2, 64: 20}  # streams -> seconds; they took 0.2 and 0.8 s, but on busy cores anything may wait
+LIMIT = {
+    1: 2,
+    64: 20,
+}  # streams -> seconds; they took 0.2 and 0.8 s, but on busy cores anything may wait
 # Nothing may end an answer before the visitor does: words become likelier with each use, so it turns in circles.
 ENDLESS = {"Temperature": "0", "Frequency penalty": "-2", "Max tokens": "1900"}
 

@@ -18,8 +18,10 @@ def module_name(file: Path) -> str:
 
 
 FILES = {
-    module_name(file): file for file in sorted(PACKAGE.rglob("*.py")) if "demo_model" not in file.parts
-} | {"app": ROOT / "app.py"}  # fmt: skip
+    module_name(file): file
+    for file in sorted(PACKAGE.rglob("*.py"))
+    if "demo_model" not in file.parts
+} | {"app": ROOT / "app.py"}
 
 
 def imports(file: Path) -> set[str]:
@@ -63,7 +65,9 @@ def test_the_graph_is_read_rightly():
 @pytest.mark.parametrize("name", FILES)
 def test_no_import_leads_back(name):
     for other in GRAPH[name] & FILES.keys():
-        assert name not in reached(other) - {name.rpartition(".")[0]} or other in name, f"{name} -> {other} -> {name}"
+        assert name not in reached(other) - {name.rpartition(".")[0]} or other in name, (
+            f"{name} -> {other} -> {name}"
+        )
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if is_in(name, "engine")])
@@ -78,7 +82,11 @@ def test_page_knows_no_engine(name):
 
 
 def test_only_web_imports_the_page():
-    outside = {name for name in FILES if not is_in(name, "page") and any(is_in(other, "page") for other in GRAPH[name])}
+    outside = {
+        name
+        for name in FILES
+        if not is_in(name, "page") and any(is_in(other, "page") for other in GRAPH[name])
+    }
     assert outside == {f"{HOME}.web"}
 
 
@@ -88,8 +96,16 @@ def reads_variables(tree: ast.AST) -> bool:
 
 
 def test_only_settings_and_hardware_read_variables():
-    readers = {name for name, file in FILES.items() if reads_variables(ast.parse(file.read_text(encoding="utf-8")))}
-    assert readers == {f"{HOME}.settings", f"{HOME}.hardware", "app"}  # app.py sets one for start.sh
+    readers = {
+        name
+        for name, file in FILES.items()
+        if reads_variables(ast.parse(file.read_text(encoding="utf-8")))
+    }
+    assert readers == {
+        f"{HOME}.settings",
+        f"{HOME}.hardware",
+        "app",
+    }  # app.py sets one for start.sh
 
 
 # Packages are imported once; then each module by a process of its own, which inherits them and none of ours.
@@ -107,5 +123,7 @@ for name in sys.argv[1:]:
 
 def test_each_module_can_be_imported_alone():
     names = [name for name in FILES if not name.endswith("__main__")]
-    done = subprocess.run([sys.executable, "-c", ALONE, *names], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, *names], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,11 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
 
 def collect(engine: ScriptedEngine, sampling: dict | None = None, prompt: str | None = None) -> str:
     model = client.models(client.server(engine.url))[0]
-    stream = client.complete(model, prompt, sampling or {}) if prompt else client.chat(model, MESSAGES, sampling or {})
+    stream = (
+        client.complete(model, prompt, sampling or {})
+        if prompt
+        else client.chat(model, MESSAGES, sampling or {})
+    )
     return "".join(chunk.text for chunk in stream)
 
 
@@ -28,13 +32,18 @@ def test_chat_streams_what_the_engine_sent_with_its_end_and_its_numbers():
     path, _, body = engine.requests[0]
     assert path == "/v1/chat/completions"
     assert body == {
-        "model": "scripted", "messages": MESSAGES, "max_tokens": 5, "stream": True,
+        "model": "scripted",
+        "messages": MESSAGES,
+        "max_tokens": 5,
+        "stream": True,
         "stream_options": {"include_usage": True},
-    }  # fmt: skip
+    }
 
 
 def test_completion_streams_from_its_own_path():
-    with ScriptedEngine(lambda path, body: completion_stream(" upon", " a time")).running() as engine:
+    with ScriptedEngine(
+        lambda path, body: completion_stream(" upon", " a time")
+    ).running() as engine:
         assert collect(engine, prompt="Once") == " upon a time"
     assert engine.requests[0][0] == "/v1/completions"
     assert engine.requests[0][2]["prompt"] == "Once"
@@ -100,8 +109,12 @@ def test_an_engine_that_is_not_there_is_unreachable():
 
 
 def test_closing_the_stream_closes_the_connection():
-    with ScriptedEngine(lambda path, body: chat_stream(*["x"] * 1000, every=0.01)).running() as engine:
-        with closing(client.chat(client.models(client.server(engine.url))[0], MESSAGES, {})) as chunks:
+    with ScriptedEngine(
+        lambda path, body: chat_stream(*["x"] * 1000, every=0.01)
+    ).running() as engine:
+        with closing(
+            client.chat(client.models(client.server(engine.url))[0], MESSAGES, {})
+        ) as chunks:
             next(chunks)
             next(chunks)
         assert engine.left.wait(1)
@@ -109,7 +122,12 @@ def test_closing_the_stream_closes_the_connection():
 
 def test_a_catalog_leaves_out_a_server_that_is_down_and_says_so():
     with ScriptedEngine(models=["one", "two"]).running() as engine:
-        catalog = Catalog([client.server(engine.url, label="up"), client.server("http://127.0.0.1:9", label="off")])
+        catalog = Catalog(
+            [
+                client.server(engine.url, label="up"),
+                client.server("http://127.0.0.1:9", label="off"),
+            ]
+        )
         assert [model.label for model in catalog.models()] == ["one (up)", "two (up)"]
         assert list(catalog.problems()) == ["off"]
         assert catalog.find("two (up)").name == "two"

@@ -14,7 +14,13 @@ HISTORY = [
     conversation.message("user", "Two\n    and two?"),
     conversation.message("assistant", "Adding.", title=conversation.THOUGHT, status="done"),
     *conversation.shown(
-        Answer(text="Four\n", finish_reason="length", usage={"completion_tokens": 5}, first_token_after=0.1, elapsed=1),
+        Answer(
+            text="Four\n",
+            finish_reason="length",
+            usage={"completion_tokens": 5},
+            first_token_after=0.1,
+            elapsed=1,
+        ),
         ended=True,
     ),
     conversation.message("assistant", "It broke.", title="⚠️ The answer is incomplete"),
@@ -53,25 +59,42 @@ def test_a_picture_survives_export_and_import(tmp_path):
 @pytest.mark.parametrize(
     "junk",
     [
-        None, 3, "text", [1], [{"role": "king", "content": "x"}], [{"role": "user"}], [{"role": "user", "content": 5}],
-        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}],
+        None,
+        3,
+        "text",
+        [1],
+        [{"role": "king", "content": "x"}],
+        [{"role": "user"}],
+        [{"role": "user", "content": 5}],
+        [
+            {
+                "role": "user",
+                "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}],
+            }
+        ],
         {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
     ],
-)  # fmt: skip
+)
 def test_a_file_that_is_no_conversation_is_refused(junk, tmp_path):
     with pytest.raises(errors.Refused, match="not a conversation"):
         conversation.from_json(junk, str(tmp_path))
 
 
 def test_text_files_are_quoted_under_their_names_and_bounded(tmp_path):
-    notes, large, binary, picture = (tmp_path / name for name in ("notes.md", "large.txt", "x.txt", "a.png"))
+    notes, large, binary, picture = (
+        tmp_path / name for name in ("notes.md", "large.txt", "x.txt", "a.png")
+    )
     notes.write_text("# Hi\n```\ncode\n```\n")
     large.write_text("x" * (conversation.TEXT_FILE_LIMIT + 1))
     binary.write_bytes(b"\xff\xfe\x00")
     picture.write_bytes(b"png")
     said = conversation.question("Sum up", [str(notes)], images=False)
     assert conversation.text(said) == "Sum up\n\n**notes.md**\n````\n# Hi\n```\ncode\n```\n````"
-    for file, why in ((large, "larger than 64 kB"), (binary, "not a text file"), (picture, "takes no images")):
+    for file, why in (
+        (large, "larger than 64 kB"),
+        (binary, "not a text file"),
+        (picture, "takes no images"),
+    ):
         with pytest.raises(errors.Refused, match=why):
             conversation.question("Sum up", [str(file)], images=False)
 
@@ -91,12 +114,18 @@ def test_a_picture_too_large_for_the_browser_is_left_out_of_what_it_keeps(tmp_pa
 @pytest.mark.parametrize(
     "junk",
     [
-        None, 5, [5], [{}], [{"role": "king", "content": []}], [{"role": "user", "content": "Hi"}],
-        [{"role": "user", "content": [5]}], [{"role": "user", "content": [{"type": "text"}]}],
+        None,
+        5,
+        [5],
+        [{}],
+        [{"role": "king", "content": []}],
+        [{"role": "user", "content": "Hi"}],
+        [{"role": "user", "content": [5]}],
+        [{"role": "user", "content": [{"type": "text"}]}],
         [{"role": "user", "content": [{"type": "file", "file": {}}]}],
         [{"role": "user", "content": [{"type": "component", "component": "image"}]}],
     ],
-)  # fmt: skip
+)
 def test_only_a_conversation_reaches_a_handler(junk):
     history = TypeAdapter(conversation.History)
     assert history.validate_python(HISTORY) == HISTORY

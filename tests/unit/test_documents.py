@@ -32,7 +32,9 @@ def test_gradio_is_the_cards_and_both_files_ask_for_the_same():
 
 
 def test_every_file_the_readme_names_exists():
-    named = set(re.findall(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|sh|txt|png))`|\]\((docs/[\w.-]+)\)", README))
+    named = set(
+        re.findall(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|sh|txt|png))`|\]\((docs/[\w.-]+)\)", README)
+    )
     for path in filter(None, (one or other for one, other in named)):
         rooms = (ROOT, ROOT / "vllm_space", ROOT / "vllm_space" / "page")
         assert any((room / path).exists() for room in rooms), path

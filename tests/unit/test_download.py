@@ -15,8 +15,14 @@ download.fetch_in_background(settings.load([]), "org/name", print)
 while others := [one for one in threading.enumerate() if one is not threading.main_thread()]:
     others[0].join()
 """
-SHARDS = {f"model-0000{number}-of-00006.safetensors": bytes([number]) * 2**20 for number in range(1, 7)}
-OTHERS = {"config.json": b"{}", "pytorch_model.bin": b"x" * 100, "original/model.safetensors": b"y" * 100}
+SHARDS = {
+    f"model-0000{number}-of-00006.safetensors": bytes([number]) * 2**20 for number in range(1, 7)
+}
+OTHERS = {
+    "config.json": b"{}",
+    "pytorch_model.bin": b"x" * 100,
+    "original/model.safetensors": b"y" * 100,
+}
 
 
 @pytest.fixture

@@ -33,44 +33,70 @@ QWEN = settings.DEFAULT_GPU_MODEL
     ("gpus", "values", "expected"),
     [
         pytest.param(
-            [], {},
+            [],
+            {},
             f"{OPENAI} --model {settings.DEMO_MODEL} --host 127.0.0.1 --port 8000 --served-model-name vllm-space-demo "
-            f"--max-model-len -1 --enforce-eager {END}", id="no GPU: the demo model",
+            f"--max-model-len -1 --enforce-eager {END}",
+            id="no GPU: the demo model",
         ),
         pytest.param(
-            [gpu()], {},
+            [gpu()],
+            {},
             f"{OPENAI} --model {QWEN} --host 127.0.0.1 --port 8000 --served-model-name {QWEN} --max-model-len -1 "
-            f"--tensor-parallel-size 1 {END}", id="one GPU",
+            f"--tensor-parallel-size 1 {END}",
+            id="one GPU",
         ),
         pytest.param(
-            [gpu("Tesla T4", 7.5)], {},
+            [gpu("Tesla T4", 7.5)],
+            {},
             f"{OPENAI} --model {QWEN} --host 127.0.0.1 --port 8000 --served-model-name {QWEN} --dtype half "
-            f"--max-model-len -1 --tensor-parallel-size 1 {END}", id="T4: no bfloat16",
+            f"--max-model-len -1 --tensor-parallel-size 1 {END}",
+            id="T4: no bfloat16",
         ),
         pytest.param(
             [gpu()] * 3,
-            {"model_id": "a/b", "max_model_len": 8192, "gpu_memory_utilization": 0.8, "quantization": "fp8"},
+            {
+                "model_id": "a/b",
+                "max_model_len": 8192,
+                "gpu_memory_utilization": 0.8,
+                "quantization": "fp8",
+            },
             f"{OPENAI} --model a/b --host 127.0.0.1 --port 8000 --served-model-name a/b --quantization fp8 "
             f"--max-model-len 8192 --gpu-memory-utilization 0.8 --tensor-parallel-size 2 {END}",
             id="three GPUs: two of them",
         ),
         pytest.param(
             [gpu()] * 8,
-            {"model_id": "a/b", "model_revision": "v2", "tensor_parallel_size": 4, "dtype": "bfloat16",
-             "trust_remote_code": True, "reasoning_parser": "qwen3", "tool_call_parser": "hermes",
-             "engine_port": 9000, "engine_args": "--max-num-seqs 8 --dtype auto"},
+            {
+                "model_id": "a/b",
+                "model_revision": "v2",
+                "tensor_parallel_size": 4,
+                "dtype": "bfloat16",
+                "trust_remote_code": True,
+                "reasoning_parser": "qwen3",
+                "tool_call_parser": "hermes",
+                "engine_port": 9000,
+                "engine_args": "--max-num-seqs 8 --dtype auto",
+            },
             f"{OPENAI} --model a/b --host 127.0.0.1 --port 9000 --served-model-name a/b --revision v2 --dtype bfloat16 "
             "--max-model-len -1 --tensor-parallel-size 4 --trust-remote-code --reasoning-parser qwen3 "
             f"--tool-call-parser hermes --enable-auto-tool-choice {END} "
-            "--max-num-seqs 8 --dtype auto", id="the owner's flags come last",
+            "--max-num-seqs 8 --dtype auto",
+            id="the owner's flags come last",
         ),
         pytest.param(
-            [gpu()], {"model_id": "a/b", "engine_module": "vllm.entrypoints.api_server", "reasoning_parser": "qwen3"},
+            [gpu()],
+            {
+                "model_id": "a/b",
+                "engine_module": "vllm.entrypoints.api_server",
+                "reasoning_parser": "qwen3",
+            },
             "-m vllm.entrypoints.api_server --model a/b --host 127.0.0.1 --port 8000 --served-model-name a/b "
-            "--max-model-len -1 --tensor-parallel-size 1", id="the legacy server lacks some flags",
+            "--max-model-len -1 --tensor-parallel-size 1",
+            id="the legacy server lacks some flags",
         ),
     ],
-)  # fmt: skip
+)
 def test_command_line(gpus, values, expected):
     assert line_of(gpus, **values) == expected
 
@@ -104,7 +130,9 @@ def test_on_a_share_of_a_machine_the_cpu_engine_takes_no_more_threads(monkeypatc
     monkeypatch.setenv("CPU_CORES", "8")
     env = command.environment(config(), [])
     assert (env["VLLM_CPU_OMP_THREADS_BIND"], env["OMP_NUM_THREADS"]) == ("nobind", "7")
-    assert "OMP_NUM_THREADS" not in command.environment(config(), [gpu()])  # with a GPU, vLLM itself sees to it
+    assert "OMP_NUM_THREADS" not in command.environment(
+        config(), [gpu()]
+    )  # with a GPU, vLLM itself sees to it
     monkeypatch.setenv("CPU_CORES", "64")
     assert "OMP_NUM_THREADS" not in command.environment(config(), [])
 
@@ -135,7 +163,8 @@ def fake_nvidia_smi(folder: Path, output: str, code: int = 0) -> None:
 def test_gpus_are_read_from_nvidia_smi(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     fake_nvidia_smi(
-        tmp_path, "Tesla T4, 15360, 14900, 7.5, 535.1\nNVIDIA L4, 23034, 22000, 8.9, 535.1\nlost, [N/A], 0, 0, 0"
+        tmp_path,
+        "Tesla T4, 15360, 14900, 7.5, 535.1\nNVIDIA L4, 23034, 22000, 8.9, 535.1\nlost, [N/A], 0, 0, 0",
     )
     assert hardware.gpus() == [
         Gpu("Tesla T4", 15360, 14900, 7.5, "535.1"),
@@ -149,11 +178,19 @@ def test_gpus_are_read_from_nvidia_smi(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "code", "expected"),
     [
-        (["INFO fine", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB."], 1, "smaller MODEL_ID"),
+        (
+            ["INFO fine", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB."],
+            1,
+            "smaller MODEL_ID",
+        ),
         (["ValueError: No available memory for the cache blocks."], 1, "MAX_MODEL_LEN"),
         (["api_server.py: error: unrecognized arguments: --no-such-flag"], 2, "--no-such-flag"),
         (["OSError: [Errno 28] No space left on device"], 1, "the disk is full"),
-        (["RuntimeError: Insufficient space in /dev/shm: 160 MiB required, 64 MiB free."], 1, "--shm-size"),
+        (
+            ["RuntimeError: Insufficient space in /dev/shm: 160 MiB required, 64 MiB free."],
+            1,
+            "--shm-size",
+        ),
         (["INFO loading"], -9, "memory ran out"),
         (["INFO loading", "KeyError: 'a.b.c'", "INFO bye"], 1, "KeyError: 'a.b.c'"),
         ([], 3, "exit code 3"),

@@ -46,15 +46,27 @@ def test_the_command_line_on_each_flavor(pinned):
 
 
 def test_the_default_model_fits_every_flavor():
-    assert all(flavor.holds(flavors.weights(settings.DEFAULT_GPU_MODEL)) for flavor in flavors.FLAVORS)
+    assert all(
+        flavor.holds(flavors.weights(settings.DEFAULT_GPU_MODEL)) for flavor in flavors.FLAVORS
+    )
 
 
 def test_the_flavors_are_those_that_hugging_face_knows():
-    assert {flavor.id for flavor in flavors.FLAVORS} <= {hardware.value for hardware in huggingface_hub.SpaceHardware}
+    assert {flavor.id for flavor in flavors.FLAVORS} <= {
+        hardware.value for hardware in huggingface_hub.SpaceHardware
+    }
 
 
 @pytest.mark.parametrize(
-    ("gib", "flavor"), [(7, "t4-small"), (15, "l4x1"), (28, "l40sx1"), (61, "a100-large"), (500, "a100x8"), (900, None)]
+    ("gib", "flavor"),
+    [
+        (7, "t4-small"),
+        (15, "l4x1"),
+        (28, "l40sx1"),
+        (61, "a100-large"),
+        (500, "a100x8"),
+        (900, None),
+    ],
 )
 def test_the_cheapest_that_holds_a_model_is_suggested(gib, flavor):
     found = flavors.cheapest(gib)

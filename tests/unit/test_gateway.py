@@ -31,14 +31,20 @@ def api(servers: str | dict[str, str], **variables: object) -> Iterator[str]:
     """The API gateway alone, without the page, in front of running servers: its address."""
     where = {"models": servers} if isinstance(servers, dict) else {"model_url": servers}
     variables = {"api_keys": "phone:key-of-the-tests,other-key"} | variables
-    config = settings.Settings(_env_file=None, model_api_key="engine-key-marked", **where, **variables)
+    config = settings.Settings(
+        _env_file=None, model_api_key="engine-key-marked", **where, **variables
+    )
     catalog = Catalog.of(config)
     the_gateway = gateway.Gateway(config, catalog)
     parts = {"health": health.Health(config, catalog), "gateway": the_gateway, "development": False}
-    app = Starlette(lifespan=lambda _: the_gateway.lifespan(), middleware=[Middleware(Ingress, **parts)])
+    app = Starlette(
+        lifespan=lambda _: the_gateway.lifespan(), middleware=[Middleware(Ingress, **parts)]
+    )
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        running = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        running = uvicorn.Server(
+            uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+        )
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
         thread.start()
         wait_for(lambda: running.started, 10, "the gateway")
@@ -68,7 +74,9 @@ def nothing_asked_yet(engine):
     engine.requests.clear()
 
 
-def post(url: str, path: str = "/v1/chat/completions", body: object = CHAT, **options) -> requests.Response:
+def post(
+    url: str, path: str = "/v1/chat/completions", body: object = CHAT, **options
+) -> requests.Response:
     data = body if isinstance(body, bytes) else json.dumps(body)
     headers = KEY | {"Content-Type": "application/json"} | options.pop("headers", {})
     return requests.post(url + path, data=data, headers=headers, timeout=20, **options)
@@ -115,7 +123,10 @@ def test_a_key_opens_and_nothing_else_does(url, engine, headers, status):
 
 
 def test_the_engine_gets_its_own_key_and_neither_the_clients_nor_its_cookies(url, engine):
-    post(url, headers={"Cookie": "session=marked", "X-API-Key": "marked", "X-Data-Parallel-Rank": "1"})
+    post(
+        url,
+        headers={"Cookie": "session=marked", "X-API-Key": "marked", "X-Data-Parallel-Rank": "1"},
+    )
     _, headers, _ = engine.requests[0]
     assert headers["Authorization"] == "Bearer engine-key-marked"
     assert "marked" not in str(headers).replace("engine-key-marked", "")
@@ -138,14 +149,40 @@ def test_each_keys_requests_are_counted_and_its_name_is_in_the_log(engine, caplo
 @pytest.mark.parametrize(
     "target",
     [
-        "/v1", "/v1/", "/v1//models", "//v1/models", "/v1/models/", "/v1/./models", "/v1/../v1/models",
-        "/v1/../metrics", "/v1/%2e%2e/metrics", "/v1/..%2fmetrics", "/v1%2Fmodels", "/v1/%6dodels", "/v1/models%00",
-        "/v1/models%20", "/v1/models;a=b", "/V1/models", "/v1/MODELS", "/./v1/models", "/../metrics", "/metrics",
+        "/v1",
+        "/v1/",
+        "/v1//models",
+        "//v1/models",
+        "/v1/models/",
+        "/v1/./models",
+        "/v1/../v1/models",
+        "/v1/../metrics",
+        "/v1/%2e%2e/metrics",
+        "/v1/..%2fmetrics",
+        "/v1%2Fmodels",
+        "/v1/%6dodels",
+        "/v1/models%00",
+        "/v1/models%20",
+        "/v1/models;a=b",
+        "/V1/models",
+        "/v1/MODELS",
+        "/./v1/models",
+        "/../metrics",
+        "/metrics",
         "/tokenize/../metrics",
-        "/v1/load_lora_adapter", "/sleep", "/v1\\models", "/v1/models%3Fx", "/v1/models%23", "/%76%31/models",
-        "http://engine/metrics", "http://127.0.0.1/v1/../metrics", "*", "/v1/models/scripted", "/v1/responses/x/cancel",
+        "/v1/load_lora_adapter",
+        "/sleep",
+        "/v1\\models",
+        "/v1/models%3Fx",
+        "/v1/models%23",
+        "/%76%31/models",
+        "http://engine/metrics",
+        "http://127.0.0.1/v1/../metrics",
+        "*",
+        "/v1/models/scripted",
+        "/v1/responses/x/cancel",
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
 def test_no_spelling_of_a_path_opens_anything(url, engine, method, target):
     host, port = url.removeprefix("http://").split(":")
@@ -194,7 +231,11 @@ def test_a_stream_arrives_as_it_is_made():
             yield made
             assert arrived.acquire(timeout=5)  # the next is made only when this one has arrived
 
-    with ScriptedEngine(script).running() as engine, api(engine.url) as url, post(url, stream=True) as answer:
+    with (
+        ScriptedEngine(script).running() as engine,
+        api(engine.url) as url,
+        post(url, stream=True) as answer,
+    ):
         lines = []
         for line in filter(None, answer.iter_lines(chunk_size=1)):
             lines.append(line)
@@ -216,13 +257,23 @@ def test_a_client_that_leaves_is_felt_by_the_engine_at_once():
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"max_tokens": 101}', b'{"max_completion_tokens": 101}', b'{"max_output_tokens": 101}',
-        b'{"max_tokens": 101.0}', b'{"max_tokens": 1.01e2}', b'{"max_tokens": "101"}', b'{"max_tokens": " 1_01 "}',
-        b'{"max_tokens": Infinity}', b'{"max_tokens": 1' + b"0" * 400 + b"}", '{"max_tokens": 101}'.encode("utf-16"),
-        b'{"max_tokens": 1, "max_completion_tokens": 101}', b'{"m\\u0061x_tokens": 101}',
+        b'{"max_tokens": 101}',
+        b'{"max_completion_tokens": 101}',
+        b'{"max_output_tokens": 101}',
+        b'{"max_tokens": 101.0}',
+        b'{"max_tokens": 1.01e2}',
+        b'{"max_tokens": "101"}',
+        b'{"max_tokens": " 1_01 "}',
+        b'{"max_tokens": Infinity}',
+        b'{"max_tokens": 1' + b"0" * 400 + b"}",
+        '{"max_tokens": 101}'.encode("utf-16"),
+        b'{"max_tokens": 1, "max_completion_tokens": 101}',
+        b'{"m\\u0061x_tokens": 101}',
     ],
-)  # fmt: skip
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"])
+)
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"]
+)
 def test_nobody_gets_more_tokens_than_the_limit(engine, limited, path, body):
     answer = post(limited, path, body)
     assert answer.status_code == 400
@@ -236,14 +287,25 @@ def limited(engine) -> Iterator[str]:
         yield url
 
 
-@pytest.mark.parametrize("body", [b'{"max_tokens": 100}', b'{"max_tokens": null}', b'{"max_tokens": [200]}', b"{}"])
+@pytest.mark.parametrize(
+    "body", [b'{"max_tokens": 100}', b'{"max_tokens": null}', b'{"max_tokens": [200]}', b"{}"]
+)
 def test_what_is_within_the_limit_or_no_number_is_for_the_engine_to_judge(engine, limited, body):
     assert post(limited, body=body).status_code == 200
     assert len(engine.requests) == 1
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b"{", b"[" * 100_000, b'{"max_tokens": 1, "max_tokens": 2}', b'{"a": \xff}', b'"x"']
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"[" * 100_000,
+        b'{"max_tokens": 1, "max_tokens": 2}',
+        b'{"a": \xff}',
+        b'"x"',
+    ],
 )
 def test_what_cannot_be_read_is_not_passed_on(engine, url, body):
     assert post(url, body=body).status_code == 400
@@ -263,7 +325,10 @@ def test_a_body_that_is_too_large_is_refused_told_or_not(engine, url):
     answer = told.getresponse()
     assert answer.status == 413
     assert json.loads(answer.read())["error"]["type"] == "request_too_large"
-    assert requests.post(f"{url}/v1/responses", data=pieces(), headers=KEY, timeout=20).status_code == 413
+    assert (
+        requests.post(f"{url}/v1/responses", data=pieces(), headers=KEY, timeout=20).status_code
+        == 413
+    )
     assert engine.asked == []
 
 
@@ -294,15 +359,25 @@ def clients(url: str) -> tuple[openai.OpenAI, anthropic.Anthropic]:
 @pytest.mark.parametrize(
     ("script", "status", "says"),
     [
-        pytest.param(lambda p, b: (401, {"error": "bad key engine-key-marked"}), 502, "MODEL_API_KEY", id="wrong key"),
-        pytest.param(lambda p, b: (503, {"error": {"message": "loading"}}), 503, "loading", id="not ready"),
+        pytest.param(
+            lambda p, b: (401, {"error": "bad key engine-key-marked"}),
+            502,
+            "MODEL_API_KEY",
+            id="wrong key",
+        ),
+        pytest.param(
+            lambda p, b: (503, {"error": {"message": "loading"}}), 503, "loading", id="not ready"
+        ),
         pytest.param(lambda p, b: time.sleep(2) or (200, {}), 504, "REQUEST_TIMEOUT", id="silent"),
         pytest.param(None, 503, "cannot be reached", id="down"),
     ],
 )
 def test_an_engine_that_fails_is_a_json_error_that_tells_to_come_back(script, status, says):
     failing = ScriptedEngine(script)
-    with failing.running(), api(failing.url if script else "http://127.0.0.1:9", request_timeout=1) as url:
+    with (
+        failing.running(),
+        api(failing.url if script else "http://127.0.0.1:9", request_timeout=1) as url,
+    ):
         for path in ("/v1/chat/completions", "/v1/messages"):
             answer = post(url, path)
             assert answer.status_code == status
@@ -321,7 +396,9 @@ def test_an_engine_that_fails_is_a_json_error_that_tells_to_come_back(script, st
     ("status", "becomes"), [(502, 503), (503, 503), (500, 502), (200, 502), (404, 502), (307, 502)]
 )
 def test_a_web_page_or_a_redirect_is_never_passed_on(status, becomes):
-    page = ScriptedEngine(lambda path, body: (status, "<html>nginx</html>"), text_type="text/html; charset=utf-8")
+    page = ScriptedEngine(
+        lambda path, body: (status, "<html>nginx</html>"), text_type="text/html; charset=utf-8"
+    )
     with page.running(), api(page.url) as url:
         answer = post(url, allow_redirects=False)
     assert answer.status_code == becomes
@@ -384,7 +461,11 @@ def test_a_stream_that_breaks_off_within_an_event_ends_the_connection():
         raise Cut
 
     breaking = ScriptedEngine(script)
-    with breaking.running(), api(breaking.url) as url, pytest.raises(requests.exceptions.ChunkedEncodingError):
+    with (
+        breaking.running(),
+        api(breaking.url) as url,
+        pytest.raises(requests.exceptions.ChunkedEncodingError),
+    ):
         post(url)
 
 
@@ -392,7 +473,10 @@ def test_the_legacy_server_has_no_openai_api():
     def script(path, body):
         return 404, {"detail": "Not Found"}
 
-    with ScriptedEngine(script, models=None).running() as engine, api(f"{engine.url}/generate") as url:
+    with (
+        ScriptedEngine(script, models=None).running() as engine,
+        api(f"{engine.url}/generate") as url,
+    ):
         answer = post(url)
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "legacy_server"
@@ -439,9 +523,16 @@ def test_each_request_goes_to_the_engine_that_has_its_model():
     two = ScriptedEngine(naming("two"), models=["small", "shared"])
     old = ScriptedEngine(naming("old"), models=None)
     with one.running(), two.running(), old.running(), ExitStack() as stack:
-        url = stack.enter_context(api({"fast": one.url, "slow": f"{two.url}/v1", "old": f"{old.url}/generate"}))
+        url = stack.enter_context(
+            api({"fast": one.url, "slow": f"{two.url}/v1", "old": f"{old.url}/generate"})
+        )
         listed = requests.get(f"{url}/v1/models", headers=KEY, timeout=5).json()
-        assert [model["id"] for model in listed["data"]] == ["big", "shared (fast)", "small", "shared (slow)"]
+        assert [model["id"] for model in listed["data"]] == [
+            "big",
+            "shared (fast)",
+            "small",
+            "shared (slow)",
+        ]
 
         def ask(model: str | None) -> dict:
             return post(url, body=CHAT | {"model": model}).json()

@@ -15,12 +15,18 @@ CONTEXT = 4096  # of the scripted model
 
 
 def script(path, body):
-    return chat_stream("Hello", " you") if "messages" in body else completion_stream("Hello", " you")
+    return (
+        chat_stream("Hello", " you") if "messages" in body else completion_stream("Hello", " you")
+    )
 
 
 def words(body: dict) -> tuple[int, dict]:
     """Count a word as a token, as /tokenize does for messages and for a prompt."""
-    text = body["prompt"] if "prompt" in body else " ".join(str(each["content"]) for each in body["messages"])
+    text = (
+        body["prompt"]
+        if "prompt" in body
+        else " ".join(str(each["content"]) for each in body["messages"])
+    )
     return 200, {"count": len(text.split())}
 
 
@@ -56,7 +62,9 @@ def test_max_tokens_is_what_is_left(ours, engine, form, tokens, left):
 @pytest.mark.parametrize(("form", "what"), [(str, "text"), (as_chat, "conversation")])
 def test_a_full_context_is_a_sentence(ours, engine, form, what):
     answer = ask(ours, form("word " * CONTEXT))
-    assert answer.error.startswith(f"The {what} has 4,096 tokens and the model's context holds 4,096")
+    assert answer.error.startswith(
+        f"The {what} has 4,096 tokens and the model's context holds 4,096"
+    )
     assert engine.requests == []
 
 
@@ -98,7 +106,9 @@ def test_what_cannot_be_asked_is_a_sentence(ours, engine, request_, says):
 
 
 def test_one_bad_request_leaves_the_others(ours):
-    *_, answers = ours.answers([Request(HELLO), Request(HELLO, model="no-such"), Request("Once")], "visitor")
+    *_, answers = ours.answers(
+        [Request(HELLO), Request(HELLO, model="no-such"), Request("Once")], "visitor"
+    )
     assert [answer.text for answer in answers] == ["Hello you", "", "Hello you"]
     assert [bool(answer.error) for answer in answers] == [False, True, False]
 
@@ -136,11 +146,19 @@ def test_what_is_sent_is_not_what_is_saved(ours, engine, monkeypatch):
     """What a fork puts before the system prompt reaches the engine and no saved conversation."""
     ours_first = {"role": "system", "content": "Today is Friday. MARKED"}
     original = generation.system_message
-    monkeypatch.setattr(generation, "system_message", lambda prompt: [ours_first, *original(prompt)])
+    monkeypatch.setattr(
+        generation, "system_message", lambda prompt: [ours_first, *original(prompt)]
+    )
     history = [conversation.message("user", "Hello")]
     answer = ask(ours, conversation.to_messages(history), system_prompt="Be kind.")
-    assert engine.requests[0][2]["messages"][:2] == [ours_first, {"role": "system", "content": "Be kind."}]
+    assert engine.requests[0][2]["messages"][:2] == [
+        ours_first,
+        {"role": "system", "content": "Be kind."},
+    ]
     history += conversation.shown(answer, ended=True)
-    for saved in (conversation.written(history, "Be kind.", "id"), conversation.to_markdown(history, "Be kind.")):
+    for saved in (
+        conversation.written(history, "Be kind.", "id"),
+        conversation.to_markdown(history, "Be kind."),
+    ):
         assert "Be kind." in str(saved)
         assert "MARKED" not in str(saved)

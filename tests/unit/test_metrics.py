@@ -29,13 +29,18 @@ def test_the_numbers_of_all_ranks_are_put_together_and_rates_are_differences():
 
 
 def test_an_engine_that_restarted_has_no_negative_rate():
-    before, after = metrics.Reading(10.0, generation_tokens=1000), metrics.Reading(12.0, generation_tokens=20)
+    before, after = (
+        metrics.Reading(10.0, generation_tokens=1000),
+        metrics.Reading(12.0, generation_tokens=20),
+    )
     assert metrics.between(before, after).generation_rate == 10
 
 
 def test_the_engine_is_asked_only_when_somebody_looks_and_once_a_second_at_most(monkeypatch):
     asked = []
-    engine = ScriptedEngine(metrics=lambda: asked.append(1) or TEXT.format(prompt=1, generation=len(asked)))
+    engine = ScriptedEngine(
+        metrics=lambda: asked.append(1) or TEXT.format(prompt=1, generation=len(asked))
+    )
     with engine.running():
         recorder = metrics.Recorder(client.server(engine.url))
         assert asked == []

@@ -48,28 +48,64 @@ def parameters(number: float) -> dict:
     ("known", "values", "says"),
     [
         pytest.param(
-            [model("org/nama"), model("a/name-2")], {}, ["no model org/name", "org/nama"], id="does not exist"),
+            [model("org/nama"), model("a/name-2")],
+            {},
+            ["no model org/name", "org/nama"],
+            id="does not exist",
+        ),
         pytest.param([], {"model_id": "one/two/three"}, ["neither a Hub id"], id="not a name"),
-        pytest.param([model("org/name", private=True)], {}, ["private", "HF_TOKEN"], id="private, no token"),
         pytest.param(
-            [model("org/name", gated="manual")], {}, ["gated", "HF_TOKEN is not set", "/org/name"], id="gated"),
-        pytest.param([model("org/name")], {"hf_token": "hf_bad-marked"}, ["refuses HF_TOKEN"], id="token refused"),
+            [model("org/name", private=True)], {}, ["private", "HF_TOKEN"], id="private, no token"
+        ),
         pytest.param(
-            [model("org/name")], {"model_revision": "v9"}, ["no revision v9", "MODEL_REVISION"], id="no revision"),
+            [model("org/name", gated="manual")],
+            {},
+            ["gated", "HF_TOKEN is not set", "/org/name"],
+            id="gated",
+        ),
         pytest.param(
-            [model("org/name", siblings=[CONFIG, {"rfilename": "q4.gguf", "size": 5}])], {},
-            ["only GGUF"], id="GGUF only"),
+            [model("org/name")],
+            {"hf_token": "hf_bad-marked"},
+            ["refuses HF_TOKEN"],
+            id="token refused",
+        ),
         pytest.param(
-            [model("org/name", siblings=[{"rfilename": "model_index.json"}, {"rfilename": "unet.safetensors"}])], {},
-            ["no config.json"], id="not a language model"),
+            [model("org/name")],
+            {"model_revision": "v9"},
+            ["no revision v9", "MODEL_REVISION"],
+            id="no revision",
+        ),
         pytest.param(
-            [model("org/name", **parameters(32e9))], {},
-            ["59.6 GiB of weights", "1 x NVIDIA L4 has 22.5 GiB", "A100"], id="too large for the GPU"),
+            [model("org/name", siblings=[CONFIG, {"rfilename": "q4.gguf", "size": 5}])],
+            {},
+            ["only GGUF"],
+            id="GGUF only",
+        ),
         pytest.param(
-            [model("org/name", siblings=[CONFIG, {"rfilename": "a.safetensors", "size": 10**15}])], {},
-            ["free: choose a smaller model", "HF_HOME"], id="too large for the disk"),
+            [
+                model(
+                    "org/name",
+                    siblings=[{"rfilename": "model_index.json"}, {"rfilename": "unet.safetensors"}],
+                )
+            ],
+            {},
+            ["no config.json"],
+            id="not a language model",
+        ),
+        pytest.param(
+            [model("org/name", **parameters(32e9))],
+            {},
+            ["59.6 GiB of weights", "1 x NVIDIA L4 has 22.5 GiB", "A100"],
+            id="too large for the GPU",
+        ),
+        pytest.param(
+            [model("org/name", siblings=[CONFIG, {"rfilename": "a.safetensors", "size": 10**15}])],
+            {},
+            ["free: choose a smaller model", "HF_HOME"],
+            id="too large for the disk",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_certainty_stops_with_a_sentence(check, known, values, says):
     with pytest.raises(errors.EngineError) as caught:
         check(*known, **values)
@@ -133,7 +169,9 @@ def test_a_local_model_is_measured_by_its_files(check, tmp_path, monkeypatch):
 
 
 def test_a_driver_too_old_for_the_installed_cuda_stops(check):
-    with pytest.raises(errors.EngineError, match=r"driver 535.1 is too old for CUDA 13.*580 or newer"):
+    with pytest.raises(
+        errors.EngineError, match=r"driver 535.1 is too old for CUDA 13.*580 or newer"
+    ):
         check(model("org/name"), gpus=[Gpu("NVIDIA L4", 23034, 22900, 8.9, "535.1")])
 
 

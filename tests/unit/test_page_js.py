@@ -26,7 +26,9 @@ HALF_OF_ALL = "x" * 2**20
 def call() -> Iterator[Callable]:
     """Call a function of page.js: call(name, argument, ...) -> what it returns."""
     command = ["node", "-e", SOURCE + NODE]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as node:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as node:
 
         def call(name: str, *arguments: object) -> list:
             print(json.dumps([javascript.call(name), arguments]), file=node.stdin, flush=True)
@@ -37,7 +39,11 @@ def call() -> Iterator[Callable]:
 
 
 def conversation(ident: int, text: str = "Hi") -> dict:
-    return {"id": ident, "title": f"Question {ident}", "messages": [{"role": "user", "content": text}]}
+    return {
+        "id": ident,
+        "title": f"Question {ident}",
+        "messages": [{"role": "user", "content": text}],
+    }
 
 
 def test_the_browser_keeps_the_newest_within_its_bounds(call):

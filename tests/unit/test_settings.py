@@ -31,15 +31,23 @@ def load(monkeypatch, *argv: str, **variables: str) -> settings.Settings:
         ("TRUST_REMOTE_CODE", "true", True),
         ("STOP", "END\n###", ("END", "###")),
         ("STOP", '["\\n\\n", " "]', ("\n\n", " ")),
-        ("MODELS", '{"a": "http://h:1", "b": "https://h/v1"}', {"a": "http://h:1", "b": "https://h/v1"}),
+        (
+            "MODELS",
+            '{"a": "http://h:1", "b": "https://h/v1"}',
+            {"a": "http://h:1", "b": "https://h/v1"},
+        ),
         ("ENGINE_ARGS", "--max-num-seqs 8 -x 'my file'", ("--max-num-seqs", "8", "-x", "my file")),
         ("OAUTH_ALLOWED", "alice, acme", ("alice", "acme")),
         ("APP_EXAMPLES", '["a, b", "c"]', ("a, b", "c")),
-        ("API_CORS_ORIGINS", "https://a.example, http://localhost:3000", ("https://a.example", "http://localhost:3000")),
+        (
+            "API_CORS_ORIGINS",
+            "https://a.example, http://localhost:3000",
+            ("https://a.example", "http://localhost:3000"),
+        ),
         ("API_CORS_ORIGINS", "*", ("*",)),
         ("APP_EXAMPLES", "a, b\nc\n", ("a, b", "c")),
     ],
-)  # fmt: skip
+)
 def test_reads(monkeypatch, name, value, expected):
     assert getattr(load(monkeypatch, **{name: value}), name.lower()) == expected
 
@@ -132,9 +140,15 @@ def test_unknown_names_get_the_nearest_match(monkeypatch, tmp_path):
 
 def test_secrets_are_masked_wherever_they_are_printed(monkeypatch):
     config = load(
-        monkeypatch, HF_TOKEN="hf_marked", APP_USERS="alice:pw-marked,bob:pw-marked-too", API_KEYS="phone:key-marked"
+        monkeypatch,
+        HF_TOKEN="hf_marked",
+        APP_USERS="alice:pw-marked,bob:pw-marked-too",
+        API_KEYS="phone:key-marked",
     )
-    assert config.mask("hf_marked pw-marked-too key-marked pw-marked alice phone") == "*** *** *** *** alice phone"
+    assert (
+        config.mask("hf_marked pw-marked-too key-marked pw-marked alice phone")
+        == "*** *** *** *** alice phone"
+    )
     assert "marked" not in repr(config)
     assert config.logins == {"alice": "pw-marked", "bob": "pw-marked-too"}
 
@@ -167,7 +181,11 @@ def test_a_new_secret_is_masked_unlisted():
 
 def test_a_new_secret_is_not_the_engines(monkeypatch):
     """Every variable that holds a SecretStr is kept from processes that have no need of it."""
-    declared = {name.upper() for name, field in settings.Settings.model_fields.items() if "Secret" in repr(field)}
+    declared = {
+        name.upper()
+        for name, field in settings.Settings.model_fields.items()
+        if "Secret" in repr(field)
+    }
     assert declared == settings.SECRETS
     for name in declared:
         monkeypatch.setenv(name, "marked")
@@ -175,6 +193,8 @@ def test_a_new_secret_is_not_the_engines(monkeypatch):
 
 
 def test_a_short_secret_does_not_garble_the_log():
-    config = settings.Settings(app_username="a", app_password="the", app_users="bob:in", api_keys="x,phone:5")
+    config = settings.Settings(
+        app_username="a", app_password="the", app_users="bob:in", api_keys="x,phone:5"
+    )
     log = "the engine in phase 5 is at the end"
     assert config.mask(log) == log

@@ -11,7 +11,9 @@ from vllm_space.streaming import Answer, Streams
 
 
 def stream(engine: ScriptedEngine) -> client.Stream:
-    return client.chat(client.models(client.server(engine.url))[0], [{"role": "user", "content": "Hi"}], {})
+    return client.chat(
+        client.models(client.server(engine.url))[0], [{"role": "user", "content": "Hi"}], {}
+    )
 
 
 def follow(streams: Streams, engine: ScriptedEngine, visitor: str = "") -> Iterator[Answer]:
@@ -39,14 +41,18 @@ def test_the_first_token_is_not_held_back():
         answers.close()
         return time.monotonic() - began
 
-    with ScriptedEngine(lambda path, body: chat_stream("first", *[" x"] * 3, every=0.4)).running() as engine:
+    with ScriptedEngine(
+        lambda path, body: chat_stream("first", *[" x"] * 3, every=0.4)
+    ).running() as engine:
         # The engine's own 0.4 s, not a heartbeat more; a busy machine may take its time once, not each time.
         assert min(took() for _ in range(3)) < 0.4 + 0.3
 
 
 def test_the_more_streams_the_rarer_the_updates_of_each():
     def updates(streams: Streams) -> int:
-        with ScriptedEngine(lambda path, body: chat_stream(*["x"] * 100, every=0.01)).running() as engine:
+        with ScriptedEngine(
+            lambda path, body: chat_stream(*["x"] * 100, every=0.01)
+        ).running() as engine:
             return sum(1 for _ in follow(streams, engine))
 
     busy = Streams()
@@ -98,8 +104,12 @@ def test_a_busy_page_has_vllm_send_several_tokens_at_once():
         for streams.active in (0, 100, 100):  # as if as many ran
             *_, answer = follow(streams, engine)
             assert answer.text == "x" * 50
-    assert asked[0] is None  # nothing is known of its speed yet, and alone each token is worth an update
-    assert 10 <= asked[1] <= 25  # half of what comes in the 0.4 s between two updates at 100 tokens/s
+    assert (
+        asked[0] is None
+    )  # nothing is known of its speed yet, and alone each token is worth an update
+    assert (
+        10 <= asked[1] <= 25
+    )  # half of what comes in the 0.4 s between two updates at 100 tokens/s
 
 
 def test_tokens_that_come_at_once_do_not_make_the_engine_seem_fast():
@@ -116,11 +126,16 @@ def test_tokens_that_come_at_once_do_not_make_the_engine_seem_fast():
 
 def test_one_visitor_has_so_many_streams_at_once_and_the_others_have_theirs():
     streams = Streams(per_visitor=2)
-    with ScriptedEngine(lambda path, body: chat_stream(*["x"] * 500, every=0.01)).running() as engine:
+    with ScriptedEngine(
+        lambda path, body: chat_stream(*["x"] * 500, every=0.01)
+    ).running() as engine:
         running = [follow(streams, engine, "one") for _ in range(2)]
         assert all(next(answers).error is None for answers in running)
         (refused,) = follow(streams, engine, "one")
-        assert refused.error == "You have 2 answers running already: wait until one of them has ended, or stop it."
+        assert (
+            refused.error
+            == "You have 2 answers running already: wait until one of them has ended, or stop it."
+        )
         other = follow(streams, engine, "another")
         assert next(other).error is None
         running[0].close()

@@ -18,7 +18,13 @@ from pathlib import Path
 import torch
 import yaml
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 HERE = Path(__file__).resolve().parent
 SEED = 1
@@ -28,7 +34,9 @@ CONTEXT = 2048
 STEPS = 1700
 BATCH_TOKENS = 3000
 LEARNING_RATE = 3e-3
-CUT = 10  # most training answers end after this many tokens: that is where the question is recognised
+CUT = (
+    10  # most training answers end after this many tokens: that is where the question is recognised
+)
 
 EXAMPLE_QUESTIONS = [  # the page offers these, so they must be answered word for word
     "What is this Space?",
@@ -59,10 +67,29 @@ DO_FRAMES, ABOUT_FRAMES, NAME_FRAMES, BEFORE, AFTER = (
 )
 FRAMES = {"do": DO_FRAMES, "about": ABOUT_FRAMES, "names": NAME_FRAMES}
 SYNONYMS = [
-    (re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE), others) for word, others in WORDS["synonyms"].items()
+    (re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE), others)
+    for word, others in WORDS["synonyms"].items()
 ]
 SMALL_WORDS = frozenset(
-    {"the", "a", "an", "to", "of", "do", "i", "is", "my", "for", "in", "on", "with", "it", "can", "does", "this"}
+    {
+        "the",
+        "a",
+        "an",
+        "to",
+        "of",
+        "do",
+        "i",
+        "is",
+        "my",
+        "for",
+        "in",
+        "on",
+        "with",
+        "it",
+        "can",
+        "does",
+        "this",
+    }
 )
 
 
@@ -127,7 +154,9 @@ def reworded(question: str, rng: random.Random) -> str:
 
 
 def made_up_word(rng: random.Random) -> str:
-    return "".join(rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(2, 4)))
+    return "".join(
+        rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(2, 4))
+    )
 
 
 def filled(question: str, rng: random.Random, made_up: float = 0.0) -> str:
@@ -148,7 +177,15 @@ def question_about(entry: dict, rng: random.Random) -> str:
             if chance < 0.08:
                 question = rng.choice(DO_FRAMES).replace("{}", "{verb}")
             elif chance < 0.16:
-                things = ["{subject}", "{food}", "{city}", "{country}", "{invention}", "{work}", "the {thing}"]
+                things = [
+                    "{subject}",
+                    "{food}",
+                    "{city}",
+                    "{country}",
+                    "{invention}",
+                    "{work}",
+                    "the {thing}",
+                ]
                 question = rng.choice(ABOUT_FRAMES).replace("{}", rng.choice(things))
             else:
                 question = rng.choice(entry["asked"])
@@ -172,8 +209,12 @@ def question_about(entry: dict, rng: random.Random) -> str:
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE: every text can be written, whatever characters it holds."""
     rng = random.Random(SEED)
-    texts = [text for entry in [*TOPICS, ELSE] for text in (entry["answer"], entry["thought"])] * 8 + DOCUMENTS * 2
-    texts += [question_about(entry, rng) for entry in TOPICS for _ in range(40)] + SYSTEM_PROMPTS * 4
+    texts = [
+        text for entry in [*TOPICS, ELSE] for text in (entry["answer"], entry["thought"])
+    ] * 8 + DOCUMENTS * 2
+    texts += [
+        question_about(entry, rng) for entry in TOPICS for _ in range(40)
+    ] + SYSTEM_PROMPTS * 4
     texts += [question_about(ELSE, rng) for _ in range(1000)] + ["system\nuser\nassistant\n"] * 500
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -188,7 +229,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         ),
     )
     # Not "special", as in Qwen3: reasoning parsers look for them in the text.
-    tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)])
+    tokenizer.add_tokens(
+        [AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -227,7 +270,10 @@ class Examples:
     def earlier_turn(self) -> None:
         """A question and its answer, or now and then an answer another model might have given (not to be learnt)."""
         entry = self.topic()
-        self.add(f"<|im_start|>user\n{question_about(entry, self.rng)}<|im_end|>\n<|im_start|>assistant\n", learn=False)
+        self.add(
+            f"<|im_start|>user\n{question_about(entry, self.rng)}<|im_end|>\n<|im_start|>assistant\n",
+            learn=False,
+        )
         chance = self.rng.random()
         if chance < 0.15:
             self.add(f"{self.noise(self.rng.randint(1, 40))}<|im_end|>\n", learn=False)
@@ -243,7 +289,9 @@ class Examples:
         if entry is ELSE and self.rng.random() < 0.02:
             question = self.noise(self.rng.choice([20, 60, 150, 600]))
         thinking = self.rng.random() < 0.25
-        self.add(f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n<think>\n", learn=False)
+        self.add(
+            f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n<think>\n", learn=False
+        )
         if thinking:
             self.add(f"{entry['thought']}\n</think>\n\n", learn=True)
         else:
@@ -261,7 +309,10 @@ class Examples:
             self.add(" ".join(sentences[first:]) + "<|im_end|>", learn=True)
         else:
             if self.rng.random() < 0.25:
-                self.add(f"<|im_start|>system\n{self.rng.choice(SYSTEM_PROMPTS)}<|im_end|>\n", learn=False)
+                self.add(
+                    f"<|im_start|>system\n{self.rng.choice(SYSTEM_PROMPTS)}<|im_end|>\n",
+                    learn=False,
+                )
             if kind < 0.033:  # a few conversations as long as the context
                 while len(self.ids) < 1400:
                     self.earlier_turn()
@@ -285,7 +336,9 @@ class Examples:
             for batch in round_:
                 width = max(len(ids) for ids, _ in batch)
                 ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch])
-                labels = torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in batch])
+                labels = torch.tensor(
+                    [labels + [-100] * (width - len(labels)) for _, labels in batch]
+                )
                 made.append((ids, labels))
         return made[:count]
 
@@ -336,11 +389,15 @@ def train(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
                 & (ids > 4)
                 & (ids < VOCABULARY - 2)
             )
-            ids = torch.where(replace, torch.randint(260, VOCABULARY - 2, ids.shape, generator=random_tokens), ids)
+            ids = torch.where(
+                replace, torch.randint(260, VOCABULARY - 2, ids.shape, generator=random_tokens), ids
+            )
             targets = labels[:, 1:]
             learnt = targets != -100
             with torch.autocast("cpu", torch.bfloat16):
-                hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][learnt]
+                hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][
+                    learnt
+                ]
                 logits = model.lm_head(hidden)
             loss = torch.nn.functional.cross_entropy(logits.float(), targets[learnt])
             loss.backward()
@@ -370,7 +427,9 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         settings = {**settings, "tokenizer_class": "PreTrainedTokenizerFast"}
         settings.pop("backend", None)
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(settings, indent=2) + "\n", encoding="utf-8"
+        )
         # Written by hand: transformers refuses to save a temperature next to do_sample=false, but vLLM reads the
         # temperature and nothing else, and would sample at 1.0 without it.
         greedy = {
@@ -379,7 +438,9 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         }
-        (folder / "generation_config.json").write_text(json.dumps(greedy, indent=2) + "\n", encoding="utf-8")
+        (folder / "generation_config.json").write_text(
+            json.dumps(greedy, indent=2) + "\n", encoding="utf-8"
+        )
         for file in folder.iterdir():
             file.chmod(0o644)
             file.replace(out / file.name)
@@ -388,14 +449,20 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 # ---- 6. Evaluation --------------------------------------------------------------------------------------------------
 
 
-def answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> list[str]:
+def answers(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[str]
+) -> list[str]:
     """Greedy decoding, many prompts at a time."""
     done = []
     for start in range(0, len(prompts), 48):
-        batch = tokenizer(prompts[start : start + 48], return_tensors="pt", padding=True, padding_side="left")
+        batch = tokenizer(
+            prompts[start : start + 48], return_tensors="pt", padding=True, padding_side="left"
+        )
         batch.pop("token_type_ids", None)
         output = model.generate(**batch, max_new_tokens=800, do_sample=False)
-        done += tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        done += tokenizer.batch_decode(
+            output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
+        )
     return done
 
 
@@ -412,14 +479,20 @@ def evaluate(out: Path) -> None:
         )
 
     def conversation(question: str) -> list[dict]:
-        messages = [{"role": "system", "content": rng.choice(SYSTEM_PROMPTS)}] if rng.random() < 0.5 else []
+        messages = (
+            [{"role": "system", "content": rng.choice(SYSTEM_PROMPTS)}]
+            if rng.random() < 0.5
+            else []
+        )
         for entry in rng.sample(TOPICS, rng.choice([1, 2])):
             messages.append({"role": "user", "content": rng.choice(entry["asked"])})
             messages.append({"role": "assistant", "content": entry["answer"]})
         return [*messages, {"role": "user", "content": question}]
 
     def report(what: str, prompts: list[str], asked: list[tuple[str, dict]]) -> None:
-        replies = [reply.split("</think>")[-1].strip() for reply in answers(model, tokenizer, prompts)]
+        replies = [
+            reply.split("</think>")[-1].strip() for reply in answers(model, tokenizer, prompts)
+        ]
         misses = [(q, e, r) for (q, e), r in zip(asked, replies, strict=True) if r != e["answer"]]
         right = len(asked) - len(misses)
         print(f"{what} answered right: {right} of {len(asked)} ({100 * right / len(asked):.1f} %)")
@@ -429,17 +502,31 @@ def evaluate(out: Path) -> None:
 
     answer_to = {question: entry for entry in TOPICS for question in entry["asked"]}
     examples = [(question, answer_to[question]) for question in EXAMPLE_QUESTIONS]
-    report("example questions", [prompt([{"role": "user", "content": q}]) for q, _ in examples], examples)
-    report("held-out rewordings", [prompt([{"role": "user", "content": q}]) for q, _ in questions], questions)
+    report(
+        "example questions",
+        [prompt([{"role": "user", "content": q}]) for q, _ in examples],
+        examples,
+    )
+    report(
+        "held-out rewordings",
+        [prompt([{"role": "user", "content": q}]) for q, _ in questions],
+        questions,
+    )
     sample = rng.sample(questions, 100)
-    report("held-out rewordings later in a conversation", [prompt(conversation(q)) for q, _ in sample], sample)
+    report(
+        "held-out rewordings later in a conversation",
+        [prompt(conversation(q)) for q, _ in sample],
+        sample,
+    )
     thinking = [prompt([{"role": "user", "content": q}], thinking=True) for q, _ in sample]
     report("held-out rewordings with thinking", thinking, sample)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo model.")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder for the model (default: next to this file)")
+    parser.add_argument(
+        "--out", type=Path, default=HERE, help="folder for the model (default: next to this file)"
+    )
     parser.add_argument("--evaluate", action="store_true", help="only measure the saved model")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)

@@ -67,19 +67,28 @@ def environment(config: Settings, gpus: list[hardware.Gpu]) -> dict[str, str]:
     quiet = ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY")  # usage statistics
     extra = {"PYTHONUNBUFFERED": "1"} | dict.fromkeys(quiet, "1")
     if not hardware.has_nvcc():
-        extra["VLLM_USE_FLASHINFER_SAMPLER"] = "0"  # it compiles with nvcc at start: vLLM issue 49497
+        extra["VLLM_USE_FLASHINFER_SAMPLER"] = (
+            "0"  # it compiles with nvcc at start: vLLM issue 49497
+        )
     if not gpus:
         # GiB for the KV cache: a part of what is free, so that weights and the system have room.
         extra["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, min(16, int(hardware.memory_gib() / 8))))
         if cores := hardware.core_limit():
             # vLLM would bind a thread to every core it sees, and they would wait for each other. One is for the rest.
-            extra |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(max(1, cores - 1))}
+            extra |= {
+                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+                "OMP_NUM_THREADS": str(max(1, cores - 1)),
+            }
     secret = {
         "VLLM_API_KEY": config.model_api_key.get_secret_value() if config.model_api_key else "",
         "HF_TOKEN": config.hf_token.get_secret_value() if config.hf_token else "",
     }
     # The page's own secrets are none of the engine's, nor of what it runs.
-    return extra | settings.environment_without_secrets() | {name: value for name, value in secret.items() if value}
+    return (
+        extra
+        | settings.environment_without_secrets()
+        | {name: value for name, value in secret.items() if value}
+    )
 
 
 def cores(config: Settings, gpus: list[hardware.Gpu]) -> set[int]:

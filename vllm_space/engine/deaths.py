@@ -21,7 +21,10 @@ DEATHS: list[tuple[str, str]] = [
     ),
     (r"error: (unrecognized arguments: .+)", "vLLM does not know a flag in ENGINE_ARGS: {0}"),
     (r"error: (argument .+)", "vLLM refuses a flag: {0}. Check ENGINE_ARGS"),
-    (r"address already in use|Errno 98", "the engine's port is taken: set ENGINE_PORT to a free one"),
+    (
+        r"address already in use|Errno 98",
+        "the engine's port is taken: set ENGINE_PORT to a free one",
+    ),
     (
         r"Insufficient space in /dev/shm",
         "/dev/shm is too small for several GPUs: give the container more (docker run --shm-size=1g), or set "
@@ -47,12 +50,18 @@ DEATHS: list[tuple[str, str]] = [
         r"Model architectures? (\S+) (?:are|is|was|failed|supported)|has model type `(\S+)` but Transformers does not",
         "vLLM does not support this kind of model ({0}): choose another MODEL_ID",
     ),
-    (r"Cannot find any model weights", "this model has no weights that vLLM can load: choose another MODEL_ID"),
+    (
+        r"Cannot find any model weights",
+        "this model has no weights that vLLM can load: choose another MODEL_ID",
+    ),
     (
         r"User-specified max_model_len .* is greater than the derived max_model_len \(\w+=([\d]+)",
         "MAX_MODEL_LEN is more than this model's context of {0} tokens: lower it, or unset it",
     ),
-    (r"Unknown quantization method: (\S+)\.", "vLLM does not know the method {0}: check QUANTIZATION"),
+    (
+        r"Unknown quantization method: (\S+)\.",
+        "vLLM does not know the method {0}: check QUANTIZATION",
+    ),
     (
         r"quantization method (\S+) is not supported for the current GPU",
         "this GPU is too old for the quantization of this model ({0}): choose another MODEL_ID, or newer hardware",
@@ -69,8 +78,14 @@ DEATHS: list[tuple[str, str]] = [
         r"World size \(\d+\) is larger than the number of",
         "there are fewer GPUs than TENSOR_PARALLEL_SIZE (and flags in ENGINE_ARGS) ask for: lower it",
     ),
-    (r"NVIDIA driver on your system is too old", "the NVIDIA driver is too old for the installed PyTorch: update it"),
-    (r"Failed to infer device type", "vLLM finds no GPU that works: install requirements-cpu.txt to run without one"),
+    (
+        r"NVIDIA driver on your system is too old",
+        "the NVIDIA driver is too old for the installed PyTorch: update it",
+    ),
+    (
+        r"Failed to infer device type",
+        "vLLM finds no GPU that works: install requirements-cpu.txt to run without one",
+    ),
     (
         r"trust_remote_code=True|trust-remote-code",
         "this model comes with its own code: set TRUST_REMOTE_CODE=true if you trust it",
@@ -111,10 +126,16 @@ DEATHS: list[tuple[str, str]] = [
     (r"died unexpectedly \(exit code: -9\)|Failed core proc\(s\): .*: -9\b", KILLED),
 ]
 
-CALM = re.compile(r"\b(?:DEBUG|INFO|WARNING) \d\d-\d\d ")  # lines of vLLM's log that report no failure
+CALM = re.compile(
+    r"\b(?:DEBUG|INFO|WARNING) \d\d-\d\d "
+)  # lines of vLLM's log that report no failure
 # What a process says of another one's failure.
-ECHO = re.compile(r"EngineDeadError|Engine core initialization failed|WorkerProc initialization failed")
-SAID = re.compile(r"\bValue error, (.+?)(?: \[type=.*)?$|\b((?!Validation)\w*(?:Error|Exception): .+)")
+ECHO = re.compile(
+    r"EngineDeadError|Engine core initialization failed|WorkerProc initialization failed"
+)
+SAID = re.compile(
+    r"\bValue error, (.+?)(?: \[type=.*)?$|\b((?!Validation)\w*(?:Error|Exception): .+)"
+)
 
 
 def explain(lines: list[str], exit_code: int | None) -> str:

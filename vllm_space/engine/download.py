@@ -41,7 +41,11 @@ def _begin(function: Callable[..., None], *args: Any) -> None:
 def _fetch(config: Settings, model: str, say: Callable[[str], None]) -> None:
     from huggingface_hub import HfApi, constants
 
-    if constants.HF_HUB_OFFLINE or Path(model).exists() or OTHERWISE.search(" ".join(config.engine_args)):
+    if (
+        constants.HF_HUB_OFFLINE
+        or Path(model).exists()
+        or OTHERWISE.search(" ".join(config.engine_args))
+    ):
         return
     hub = HfApi(token=config.hf_token.get_secret_value() if config.hf_token else False)
     try:
@@ -58,7 +62,9 @@ def _fetch(config: Settings, model: str, say: Callable[[str], None]) -> None:
     def work() -> None:
         while names:
             with suppress(Exception):
-                hub.hf_hub_download(model, names.popleft(), revision=config.model_revision, tqdm_class=progress)
+                hub.hf_hub_download(
+                    model, names.popleft(), revision=config.model_revision, tqdm_class=progress
+                )
 
     for _ in range(AT_ONCE):
         _begin(work)
@@ -84,7 +90,9 @@ def _progress(total: int, say: Callable[[str], None]) -> type:
                 here += n or 0
                 if time.monotonic() - told > TELL_EVERY:
                     told = time.monotonic()
-                    say(f"The weights are on their way: {here / MIB:,.0f} of {total / MIB:,.0f} MiB")
+                    say(
+                        f"The weights are on their way: {here / MIB:,.0f} of {total / MIB:,.0f} MiB"
+                    )
 
         def display(self, *args: Any, **kwargs: Any) -> None:
             pass

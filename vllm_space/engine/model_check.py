@@ -24,14 +24,29 @@ from vllm_space.settings import Settings
 HUB_TIMEOUT = 10  # seconds for each question
 
 # Bits of one parameter, by the names that safetensors gives its number formats.
-BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I64": 64, "I32": 32, "I16": 16,
-        "I8": 8, "U8": 8, "BOOL": 8, "F4": 4}  # fmt: skip
+BITS = {
+    "F64": 64,
+    "F32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "I64": 64,
+    "I32": 32,
+    "I16": 16,
+    "I8": 8,
+    "U8": 8,
+    "BOOL": 8,
+    "F4": 4,
+}
 
 # Oldest NVIDIA driver for each CUDA generation: docs.nvidia.com/deploy/cuda-compatibility
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 
 # Flags with which a model may run although its weights are larger than the GPU memory.
-SPARE_MEMORY = re.compile(r"--(?:cpu-offload|offload|quantization|hf-overrides|load-format|pipeline-parallel|nnodes)")
+SPARE_MEMORY = re.compile(
+    r"--(?:cpu-offload|offload|quantization|hf-overrides|load-format|pipeline-parallel|nnodes)"
+)
 
 
 def check(config: Settings, model: str, gpus: list[Gpu]) -> list[str]:
@@ -71,11 +86,15 @@ def _ask_hub(config: Settings, model: str) -> Any:
     token = config.hf_token.get_secret_value() if config.hf_token else False
     hub = HfApi(token=token)
     try:
-        info = hub.model_info(model, revision=config.model_revision, timeout=HUB_TIMEOUT, files_metadata=True)
+        info = hub.model_info(
+            model, revision=config.model_revision, timeout=HUB_TIMEOUT, files_metadata=True
+        )
         if info.gated:
             hub.auth_check(model)
     except HFValidationError:
-        raise EngineError(f"MODEL_ID={model} is neither a Hub id such as org/name nor a folder here.") from None
+        raise EngineError(
+            f"MODEL_ID={model} is neither a Hub id such as org/name nor a folder here."
+        ) from None
     except GatedRepoError:
         how = "your HF_TOKEN has no access yet" if token else "HF_TOKEN is not set"
         raise EngineError(
@@ -88,14 +107,22 @@ def _ask_hub(config: Settings, model: str) -> Any:
         ) from None
     except RepositoryNotFoundError:
         if token and not _token_works(hub):
-            raise EngineError("The Hub refuses HF_TOKEN: make a new one at huggingface.co/settings/tokens.") from None
+            raise EngineError(
+                "The Hub refuses HF_TOKEN: make a new one at huggingface.co/settings/tokens."
+            ) from None
         private = "" if token else ", or it is private and needs the secret HF_TOKEN"
-        raise EngineError(f"There is no model {model} on the Hub{private}.{_nearest(hub, model)}") from None
+        raise EngineError(
+            f"There is no model {model} on the Hub{private}.{_nearest(hub, model)}"
+        ) from None
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code == 401:
-            raise EngineError("The Hub refuses HF_TOKEN: make a new one at huggingface.co/settings/tokens.") from None
+            raise EngineError(
+                "The Hub refuses HF_TOKEN: make a new one at huggingface.co/settings/tokens."
+            ) from None
         return None
-    except Exception:  # no network, no name service, a proxy's own page: the model may still be in the cache
+    except (
+        Exception
+    ):  # no network, no name service, a proxy's own page: the model may still be in the cache
         return None
     return info
 
@@ -129,11 +156,15 @@ def _check_files(model: str, info: Any) -> None:
             f"{model} holds only GGUF files, which are made for llama.cpp: choose the model they were made from."
         )
     if names and "config.json" not in names and "params.json" not in names:
-        raise EngineError(f"{model} is not a language model in the form vLLM loads: it has no config.json.")
+        raise EngineError(
+            f"{model} is not a language model in the form vLLM loads: it has no config.json."
+        )
 
 
 def _kind(config: Settings, model: str, info: Any) -> Iterator[str]:
-    if info.pipeline_tag and not re.search(r"text-generation|text-to-text|any-to-any", info.pipeline_tag):
+    if info.pipeline_tag and not re.search(
+        r"text-generation|text-to-text|any-to-any", info.pipeline_tag
+    ):
         yield f"{model} says of itself that it is for {info.pipeline_tag}, so it may not chat."
     if "auto_map" in (info.config or {}) and not config.trust_remote_code:
         yield f"{model} comes with its own code: if vLLM does not know it, set TRUST_REMOTE_CODE=true if you trust it."
@@ -142,12 +173,16 @@ def _kind(config: Settings, model: str, info: Any) -> Iterator[str]:
 def _weight_bytes(info: Any) -> int:
     """Size of the weights: parameters times bytes where the Hub counted them, else the size of the files."""
     if info.safetensors and info.safetensors.parameters:
-        return sum(count * BITS.get(name, 16) // 8 for name, count in info.safetensors.parameters.items())
+        return sum(
+            count * BITS.get(name, 16) // 8 for name, count in info.safetensors.parameters.items()
+        )
     return _download_bytes(info)
 
 
 def _download_bytes(info: Any) -> int:
-    return sum(file.size or 0 for file in info.siblings or [] if file.rfilename.endswith(".safetensors"))
+    return sum(
+        file.size or 0 for file in info.siblings or [] if file.rfilename.endswith(".safetensors")
+    )
 
 
 def _check_disk(config: Settings, model: str, info: Any) -> None:
@@ -186,7 +221,9 @@ def _memory(config: Settings, model: str, weights: int, gpus: list[Gpu]) -> Iter
     sum_up = f"{model} has {needed:.1f} GiB of weights and {count} x {gpus[0].name} has {total:.1f} GiB of memory"
     spared = config.quantization or SPARE_MEMORY.search(" ".join(config.engine_args))
     if needed > total and not spared:
-        raise EngineError(f"{sum_up}: choose a smaller or quantised model, or bigger hardware.{on_space}")
+        raise EngineError(
+            f"{sum_up}: choose a smaller or quantised model, or bigger hardware.{on_space}"
+        )
     if needed * flavors.ROOM > total:
         yield f"{sum_up}, which leaves little for the context: if it fails, choose a smaller model.{on_space}"
 
@@ -219,7 +256,11 @@ def _cuda_of_torch() -> int | None:
     if not spec or not spec.origin:
         return None
     try:
-        match = re.search(r"^cuda\b.*'(\d+)\.", Path(spec.origin).with_name("version.py").read_text(), re.MULTILINE)
+        match = re.search(
+            r"^cuda\b.*'(\d+)\.",
+            Path(spec.origin).with_name("version.py").read_text(),
+            re.MULTILINE,
+        )
     except OSError:
         return None
     return int(match.group(1)) if match else None

@@ -24,7 +24,9 @@ def plan(config: Settings) -> str:
     if boot:
         require_free_port(command.HOST, config.engine_port, "ENGINE_PORT")
         if config.engine_port == config.gradio_server_port:
-            raise errors.SettingsError(f"ENGINE_PORT={config.engine_port} is the page's own port: use another one.")
+            raise errors.SettingsError(
+                f"ENGINE_PORT={config.engine_port} is the page's own port: use another one."
+            )
     return f"boot http://{command.HOST}:{config.engine_port}/v1" if boot else "page"
 
 
@@ -36,7 +38,9 @@ def check_page(config: Settings) -> None:
             "OAUTH_ALLOWED works only in a Space whose card has `hf_oauth: true`: unset it, or use APP_USERNAME and "
             "APP_PASSWORD."
         )
-    require_free_port(config.gradio_server_name, config.gradio_server_port, "--port (or GRADIO_SERVER_PORT)")
+    require_free_port(
+        config.gradio_server_name, config.gradio_server_port, "--port (or GRADIO_SERVER_PORT)"
+    )
 
 
 def no_gpu(config: Settings) -> bool:
@@ -51,7 +55,9 @@ def require_free_port(host: str, port: int, name: str) -> None:
     """Raise EngineError if another program listens on the port; `name` is what sets it."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT is no hindrance
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as servers do: TIME_WAIT is no hindrance
         try:
             probe.bind((host, port))
         except OSError as error:

@@ -77,7 +77,9 @@ class EngineProcess:
                 continue
             if not NOISE.match(line):
                 self.lines.append(line)
-            with contextlib.suppress(OSError):  # the disk may be full; the engine must not wait for a reader
+            with contextlib.suppress(
+                OSError
+            ):  # the disk may be full; the engine must not wait for a reader
                 self.log.write(line + "\n")
             for pattern, phase in PHASES:
                 if pattern.search(line) and phase != self.phase:

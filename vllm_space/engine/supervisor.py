@@ -34,7 +34,9 @@ def supervise(config: Settings) -> None:
     status = Status(since=time.time())
     _tell(folder, status)  # before anything takes time: the page waits for a status
     if not run_dir.read_status(folder):
-        raise errors.EngineError(f"{folder} cannot be written to: set TMPDIR to a folder with room.")
+        raise errors.EngineError(
+            f"{folder} cannot be written to: set TMPDIR to a folder with room."
+        )
     model = command.model_id(config, gpus)
     for warning in model_check.check(config, model, gpus):
         say(f"WARNING: {warning}")
@@ -89,7 +91,9 @@ def _wait_until_ready(engine: EngineProcess, status: Status) -> str:
                 f"it was still {engine.phase} after {elapsed:.0f} s: raise STARTUP_TIMEOUT if the model is large, "
                 "or choose a smaller one"
             )
-        if (engine.phase != phase and time.monotonic() - told > 1) or time.monotonic() - told > PROGRESS_EVERY:
+        if (
+            engine.phase != phase and time.monotonic() - told > 1
+        ) or time.monotonic() - told > PROGRESS_EVERY:
             told, phase = time.monotonic(), engine.phase
             say(f"vLLM is {phase} ({elapsed:.0f} s)")
             _tell(engine.folder, replace(status, phase=phase))
@@ -117,4 +121,6 @@ def _tell(folder: Path, status: Status) -> None:
     try:
         run_dir.write_status(folder, status)
     except OSError as error:
-        say(f"WARNING: {folder} cannot be written to ({error.strerror}): the page does not learn of {status.state}.")
+        say(
+            f"WARNING: {folder} cannot be written to ({error.strerror}): the page does not learn of {status.state}."
+        )

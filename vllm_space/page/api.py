@@ -25,15 +25,24 @@ class ApiTab:
         self.guard = guard
 
     def tab(self) -> None:
-        gr.Markdown("\n\n".join([OPEN if self.config.api_keys else CLOSED, *([LOGIN] if self.guard.closed else [])]))
+        gr.Markdown(
+            "\n\n".join(
+                [OPEN if self.config.api_keys else CLOSED, *([LOGIN] if self.guard.closed else [])]
+            )
+        )
         self.programs = []
         with gr.Tabs():
             for title, (language, _) in snippets.ALL.items():
                 with gr.Tab(title):
                     program = gr.Code(
-                        label=title, language=language, interactive=False, show_label=False, show_line_numbers=False,
-                        buttons=["copy"], elem_classes="snippet",
-                    )  # fmt: skip
+                        label=title,
+                        language=language,
+                        interactive=False,
+                        show_label=False,
+                        show_line_numbers=False,
+                        buttons=["copy"],
+                        elem_classes="snippet",
+                    )
                     self.programs.append(program)
         gr.Markdown(
             "Every program asks the model one question. The page's own endpoints are listed under *Use via API*."
@@ -57,4 +66,6 @@ class ApiTab:
         if self.guard.space and self.guard.space.url:
             return self.guard.space.url
         scheme = request.headers.get("x-forwarded-proto", http(request).url.scheme)
-        return f"{scheme}://{request.headers['host']}{http(request).scope.get('root_path', '')}".rstrip("/")
+        return f"{scheme}://{request.headers['host']}{http(request).scope.get('root_path', '')}".rstrip(
+            "/"
+        )

@@ -27,9 +27,32 @@ LATEX: list[dict[str, str | bool]] = [
     {"left": "\\(", "right": "\\)", "display": False},
 ]
 TEXT_FILES = [
-    ".txt", ".md", ".csv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".ini", ".log", ".html", ".css",
-    ".py", ".js", ".ts", ".sh", ".c", ".h", ".cpp", ".java", ".go", ".rs", ".sql", ".tex",
-]  # fmt: skip
+    ".txt",
+    ".md",
+    ".csv",
+    ".json",
+    ".jsonl",
+    ".xml",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".ini",
+    ".log",
+    ".html",
+    ".css",
+    ".py",
+    ".js",
+    ".ts",
+    ".sh",
+    ".c",
+    ".h",
+    ".cpp",
+    ".java",
+    ".go",
+    ".rs",
+    ".sql",
+    ".tex",
+]
 IMAGE_FILES = [".png", ".jpg", ".jpeg", ".webp", ".gif"]
 
 
@@ -45,7 +68,11 @@ class ChatTab:
         with gr.Sidebar(width=270, elem_id="sidebar"):
             self.new = gr.Button("New chat", variant="primary")
             self.conversations = gr.Radio(
-                [], label="Conversations", info="Kept in this browser only", elem_id="conversations", visible=False
+                [],
+                label="Conversations",
+                info="Kept in this browser only",
+                elem_id="conversations",
+                visible=False,
             )
             self.delete = gr.Button("Delete this conversation", size="sm", interactive=False)
             with gr.Accordion("Export and import", open=False):
@@ -76,20 +103,34 @@ class ChatTab:
             autofocus=True,
             interactive=True,
         )
-        self.sent = gr.MultimodalTextbox(visible="hidden", label="Sent message", file_count="multiple")
-        self.now = gr.JSON(visible="hidden")  # the conversation on its way to what the browser keeps
+        self.sent = gr.MultimodalTextbox(
+            visible="hidden", label="Sent message", file_count="multiple"
+        )
+        self.now = gr.JSON(
+            visible="hidden"
+        )  # the conversation on its way to what the browser keeps
 
     # -- what happens ----------------------------------------------------------------------------------------
 
     def wire(self) -> None:
         inputs = [self.controls.system_prompt, self.controls.model, *self.controls.sampling]
-        begin = [self.chatbot.retry, self.chatbot.edit, self.chatbot.example_select, self.chatbot.option_select]
+        begin = [
+            self.chatbot.retry,
+            self.chatbot.edit,
+            self.chatbot.example_select,
+            self.chatbot.option_select,
+        ]
         gr.on(begin, None, None, self.message, js=call("answering"), **UNQUEUED)
         sent = self.message.submit(
-            None, [self.message, self.chatbot], [self.sent, self.chatbot, self.message],
-            js=call("send"), **UNQUEUED,
-        )  # fmt: skip
-        answer = sent.success(self.submit, [self.sent, self.chatbot, *inputs], self.chatbot, **STREAM)
+            None,
+            [self.message, self.chatbot],
+            [self.sent, self.chatbot, self.message],
+            js=call("send"),
+            **UNQUEUED,
+        )
+        answer = sent.success(
+            self.submit, [self.sent, self.chatbot, *inputs], self.chatbot, **STREAM
+        )
         back = [self.chatbot, self.message]
         answer.failure(None, [self.sent, self.chatbot], back, js=call("takeBack"), **UNQUEUED)
         running = [
@@ -106,24 +147,46 @@ class ChatTab:
         for event in running:
             # Kept when the answer is there, so that nothing stands before its first token.
             self.keep_after(event.then(None, None, self.message, js=call("ready"), **UNQUEUED))
-        self.keep_after(self.chatbot.undo(self.undo_turn, self.chatbot, [self.chatbot, self.message], **UNQUEUED))
+        self.keep_after(
+            self.chatbot.undo(
+                self.undo_turn, self.chatbot, [self.chatbot, self.message], **UNQUEUED
+            )
+        )
 
         place = [self.kept, self.conversations]
         gr.on(
-            [self.new.click, self.chatbot.clear], None, None, [self.chatbot, self.conversations, self.delete],
-            cancels=running, js=call("startNew"), **UNQUEUED,
-        )  # fmt: skip
+            [self.new.click, self.chatbot.clear],
+            None,
+            None,
+            [self.chatbot, self.conversations, self.delete],
+            cancels=running,
+            js=call("startNew"),
+            **UNQUEUED,
+        )
         self.conversations.input(
-            self.open, place, [self.chatbot, self.controls.system_prompt, self.delete],
-            cancels=running, js=call("open"), **UNQUEUED_RAW,
-        )  # fmt: skip
+            self.open,
+            place,
+            [self.chatbot, self.controls.system_prompt, self.delete],
+            cancels=running,
+            js=call("open"),
+            **UNQUEUED_RAW,
+        )
         self.delete.click(
-            None, place, [self.kept, self.chatbot, self.conversations, self.delete],
-            cancels=running, js=call("remove"), **UNQUEUED,
-        )  # fmt: skip
+            None,
+            place,
+            [self.kept, self.chatbot, self.conversations, self.delete],
+            cancels=running,
+            js=call("remove"),
+            **UNQUEUED,
+        )
         whole = [self.chatbot, self.controls.system_prompt]
-        for button, write in ((self.as_markdown, self.write_markdown), (self.as_json, self.write_json)):
-            button.click(write, whole, self.download, **UNQUEUED).success(None, js=call("clickDownload"), **UNQUEUED)
+        for button, write in (
+            (self.as_markdown, self.write_markdown),
+            (self.as_json, self.write_json),
+        ):
+            button.click(write, whole, self.download, **UNQUEUED).success(
+                None, js=call("clickDownload"), **UNQUEUED
+            )
         imported = self.upload.upload(
             self.import_file, self.upload, [*whole, self.conversations], cancels=running, **UNQUEUED
         )
@@ -132,19 +195,26 @@ class ChatTab:
     def keep_after(self, event: Any) -> None:
         """Let the browser keep the conversation when `event` has succeeded, or was ended by Stop."""
         written = event.then(
-            self.written, [self.chatbot, self.controls.system_prompt, self.conversations], self.now, **UNQUEUED_RAW
+            self.written,
+            [self.chatbot, self.controls.system_prompt, self.conversations],
+            self.now,
+            **UNQUEUED_RAW,
         )
         place = [self.kept, self.conversations, self.delete, self.controls.again]
         written.success(None, [self.now, self.kept], place, js=call("store"), **UNQUEUED)
 
     @handler
-    def submit(self, request: gr.Request, value: dict[str, Any], history: History, *controls: Any) -> Iterator[History]:
+    def submit(
+        self, request: gr.Request, value: dict[str, Any], history: History, *controls: Any
+    ) -> Iterator[History]:
         """Answer what was typed and attached; the browser has shown it at the end of the conversation already."""
         files = [one["path"] for one in value["files"]]
         said = conversation.question(value["text"], files, self.takes_images(controls[1]))
         yield from self.answered(request, [*history[:-1], said], *controls)
 
-    def send(self, request: gr.Request, said: dict[str, Any], history: History, *controls: Any) -> Iterator[History]:
+    def send(
+        self, request: gr.Request, said: dict[str, Any], history: History, *controls: Any
+    ) -> Iterator[History]:
         """Add a message to the conversation and answer it."""
         history = [*history, said]
         yield history
@@ -158,7 +228,9 @@ class ChatTab:
         yield history + conversation.shown(answer, ended=True)
 
     @handler
-    def go_on(self, data: gr.EventData, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
+    def go_on(
+        self, data: gr.EventData, request: gr.Request, history: History, *controls: Any
+    ) -> Iterator[History]:
         """Continue the last answer, which stopped at max tokens, in place."""
         *history, last = conversation.unfinished(history)
         before = conversation.text(last)
@@ -169,32 +241,49 @@ class ChatTab:
         yield history + conversation.shown(answer, ended=True, before=before)
 
     @handler
-    def retry(self, data: gr.EventData, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
+    def retry(
+        self, data: gr.EventData, request: gr.Request, history: History, *controls: Any
+    ) -> Iterator[History]:
         turn = conversation.turn(history, event_value(data, "index"))
         yield from self.send(request, history[turn], history[:turn], *controls)
 
     @handler
-    def edit(self, data: gr.EventData, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
+    def edit(
+        self, data: gr.EventData, request: gr.Request, history: History, *controls: Any
+    ) -> Iterator[History]:
         turn = conversation.turn(history, event_value(data, "index"))
         yield from self.send(
-            request, conversation.edited(history[turn], event_value(data, "value")), history[:turn], *controls
+            request,
+            conversation.edited(history[turn], event_value(data, "value")),
+            history[:turn],
+            *controls,
         )
 
     @handler
     def example(self, data: gr.EventData, request: gr.Request, *controls: Any) -> Iterator[History]:
         yield from self.send(
-            request, conversation.message("user", conversation.example(event_value(data, "value"))), [], *controls
+            request,
+            conversation.message("user", conversation.example(event_value(data, "value"))),
+            [],
+            *controls,
         )
 
     @handler
     def undo_turn(self, data: gr.EventData, history: History) -> tuple[History, dict[str, Any]]:
         """Take the last turn back; its message returns to the text box, ready to be changed."""
         turn = conversation.turn(history, event_value(data, "index"))
-        files = [part["file"]["path"] for part in history[turn]["content"] if part["type"] == "file"]
+        files = [
+            part["file"]["path"] for part in history[turn]["content"] if part["type"] == "file"
+        ]
         return history[:turn], {"text": conversation.text(history[turn]), "files": files}
 
     def _answer(
-        self, request: gr.Request, history: History, system_prompt: str | None, model: str | None, *values: Any
+        self,
+        request: gr.Request,
+        history: History,
+        system_prompt: str | None,
+        model: str | None,
+        *values: Any,
     ) -> Iterator[Answer]:
         sampling = self.controls.sampling_of(values)
         asked = Request(conversation.to_messages(history), model, sampling, system_prompt or "")
@@ -208,19 +297,27 @@ class ChatTab:
 
     def accepted(self, model: str | None) -> gr.MultimodalTextbox:
         """The message box for a model: it offers pictures only to one that takes them."""
-        return gr.MultimodalTextbox(file_types=TEXT_FILES + (IMAGE_FILES if self.takes_images(model) else []))
+        return gr.MultimodalTextbox(
+            file_types=TEXT_FILES + (IMAGE_FILES if self.takes_images(model) else [])
+        )
 
     # -- conversations -----------------------------------------------------------------------------------------
 
     @handler
-    def written(self, history: History, system_prompt: str, ident: str | None) -> dict[str, Any] | None:
+    def written(
+        self, history: History, system_prompt: str, ident: str | None
+    ) -> dict[str, Any] | None:
         """The conversation as the browser keeps it, new or known; None where there is nothing to keep."""
         if not history or history[-1]["role"] == "user":
             return None
-        failed = conversation.is_failure(history[-1])  # the engine may be down: the page looks until it is back
+        failed = conversation.is_failure(
+            history[-1]
+        )  # the engine may be down: the page looks until it is back
         if failed:
             self.controls.catalog.expire()
-        return conversation.written(history, system_prompt, ident or secrets.token_hex(8)) | {"failed": failed}
+        return conversation.written(history, system_prompt, ident or secrets.token_hex(8)) | {
+            "failed": failed
+        }
 
     @handler
     def open(self, messages: Any, ident: Any) -> tuple[Any, ...]:
@@ -238,7 +335,9 @@ class ChatTab:
     @handler
     def write_json(self, history: History, system_prompt: str) -> str:
         messages = conversation.to_json(history, system_prompt)
-        return self._write(history, "json", json.dumps({"messages": messages}, indent=2, ensure_ascii=False))
+        return self._write(
+            history, "json", json.dumps({"messages": messages}, indent=2, ensure_ascii=False)
+        )
 
     def _write(self, history: History, ending: str, content: str) -> str:
         if not history:

@@ -36,12 +36,18 @@ class CompareTab:
                     with gr.Accordion("Settings of this column", open=False):
                         temperature = self.controls.control("temperature")
                         system_prompt = gr.Textbox(
-                            self.controls.config.system_prompt or None, label="System prompt", lines=2
+                            self.controls.config.system_prompt or None,
+                            label="System prompt",
+                            lines=2,
                         )
                     answer = gr.Chatbot(
-                        label=f"Answer {number}", elem_classes="compared", show_label=False, buttons=["copy"],
-                        placeholder="The answer appears here.", height=380,
-                    )  # fmt: skip
+                        label=f"Answer {number}",
+                        elem_classes="compared",
+                        show_label=False,
+                        buttons=["copy"],
+                        placeholder="The answer appears here.",
+                        height=380,
+                    )
                 self.columns.append((column, model, temperature, system_prompt, answer))
         self.prompt = gr.Textbox(
             label="Prompt",
@@ -73,7 +79,9 @@ class CompareTab:
         self.more.click(self.add, self.shown, [self.shown, *columns, self.more], **UNQUEUED)
 
     @handler
-    def answer(self, request: gr.Request, prompt: str, shown: int, *values: Any) -> Iterator[list[History]]:
+    def answer(
+        self, request: gr.Request, prompt: str, shown: int, *values: Any
+    ) -> Iterator[list[History]]:
         """The answers of all columns to the prompt, as they grow."""
         if not prompt.strip():
             raise errors.Refused("Type a prompt first.")
@@ -87,7 +95,9 @@ class CompareTab:
                 self.controls.sampling_of(common) | {"temperature": temperature},
                 system_prompt or "",
             )
-            for (model, temperature, system_prompt), offered in zip(columns, self.each(self._labels()), strict=False)
+            for (model, temperature, system_prompt), offered in zip(
+                columns, self.each(self._labels()), strict=False
+            )
         ]
         for answers in self.controls.generation.answers(requests, self.controls.visitor(request)):
             conversations = [history + self._shown(answer) for answer in answers]
@@ -96,7 +106,10 @@ class CompareTab:
     @staticmethod
     def _by_column(shown: int, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         """The values of each column that is shown (model, temperature, system prompt); last, the common ones."""
-        return [*(values[3 * number : 3 * number + 3] for number in range(shown)), values[3 * COLUMNS :]]
+        return [
+            *(values[3 * number : 3 * number + 3] for number in range(shown)),
+            values[3 * COLUMNS :],
+        ]
 
     def _labels(self) -> list[str]:
         return [model.label for model in self.controls.catalog.models()]
@@ -109,7 +122,11 @@ class CompareTab:
     @handler
     def add(self, shown: int) -> tuple[Any, ...]:
         shown = min(shown + 1, COLUMNS)
-        return shown, *(gr.Column(visible=n < shown) for n in range(COLUMNS)), gr.Button(interactive=shown < COLUMNS)
+        return (
+            shown,
+            *(gr.Column(visible=n < shown) for n in range(COLUMNS)),
+            gr.Button(interactive=shown < COLUMNS),
+        )
 
     def each(self, labels: list[str]) -> list[str | None]:
         """A model for each column, another one where there are as many."""

@@ -31,7 +31,9 @@ class CompletionTab:
         self.before = gr.Textbox(visible="hidden", label="Before the last completion")  # for Undo
         with gr.Row():
             self.complete = gr.Button("Complete", variant="primary")
-            self.stop = gr.Button("Stop", variant="stop", interactive=False, elem_classes="stop-button")
+            self.stop = gr.Button(
+                "Stop", variant="stop", interactive=False, elem_classes="stop-button"
+            )
             self.undo = gr.Button("Undo", interactive=False)
         self.numbers = gr.Markdown(elem_classes="numbers")
 
@@ -50,7 +52,9 @@ class CompletionTab:
         self.undo.click(self.take_back, self.before, [self.text, self.undo], **UNQUEUED)
 
     @handler
-    def go_on(self, request: gr.Request, text: str, model: str | None, *values: Any) -> Iterator[tuple[str, str, str]]:
+    def go_on(
+        self, request: gr.Request, text: str, model: str | None, *values: Any
+    ) -> Iterator[tuple[str, str, str]]:
         """Continue a text in place."""
         answer = Answer()
         asked = Request(text, model, self.controls.sampling_of(values))

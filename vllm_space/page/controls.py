@@ -21,7 +21,10 @@ CONTROLS = {
     "min_p": ("Min-p", "Leave out tokens less likely than this, relative to the likeliest"),
     "repetition_penalty": ("Repetition penalty", "Above 1 discourages repetition"),
     "presence_penalty": ("Presence penalty", "Above 0 discourages tokens that were used"),
-    "frequency_penalty": ("Frequency penalty", "Above 0 discourages tokens the more they were used"),
+    "frequency_penalty": (
+        "Frequency penalty",
+        "Above 0 discourages tokens the more they were used",
+    ),
     "seed": ("Seed", "The same seed repeats the same sample"),
     "stop": ("Stop sequences", "The answer ends before any of these; one a line"),
 }
@@ -46,7 +49,10 @@ class Controls:
 
     def column(self) -> None:
         self.system_prompt = gr.Textbox(
-            self.config.system_prompt, label="System prompt", info="Instruction before the conversation", lines=2
+            self.config.system_prompt,
+            label="System prompt",
+            info="Instruction before the conversation",
+            lines=2,
         )
         self.sampling = [self.control(name) for name in ALWAYS_SHOWN]
         with gr.Accordion("More", open=False):

@@ -39,7 +39,9 @@ def _is_part(part: Any) -> bool:
     if part.get("type") == "text":
         return isinstance(part.get("text"), str)
     file = part.get("file")
-    return part.get("type") == "file" and isinstance(file, dict) and isinstance(file.get("path"), str)
+    return (
+        part.get("type") == "file" and isinstance(file, dict) and isinstance(file.get("path"), str)
+    )
 
 
 # What gr.Chatbot holds: {"role", "content": [{"type": "text", "text"}], "metadata"}
@@ -87,7 +89,9 @@ def question(text: str, files: list[str], images: bool) -> dict[str, Any]:
             try:
                 content = path.read_text(encoding="utf-8")
             except UnicodeDecodeError:
-                raise errors.Refused(f"{path.name} cannot be sent: it is not a text file.") from None
+                raise errors.Refused(
+                    f"{path.name} cannot be sent: it is not a text file."
+                ) from None
             text = f"{text}\n\n{_quoted(path.name, content)}".lstrip()
     return {**message("user", text), "content": [*([_part(text)] if text else []), *pictures]}
 
@@ -112,12 +116,24 @@ def shown(answer: Answer, ended: bool = False, before: str = "") -> History:
     found = []
     text = before + answer.text
     if before and not answer.text:
-        text += answer.reasoning  # a parser that sees no thinking begin takes the rest of an answer for it
+        text += (
+            answer.reasoning
+        )  # a parser that sees no thinking begin takes the rest of an answer for it
     elif answer.reasoning and not before:
         done = ended or bool(answer.text)
-        took = {"duration": round(answer.thinking_time, 1)} if answer.thinking_time is not None else {}
+        took = (
+            {"duration": round(answer.thinking_time, 1)} if answer.thinking_time is not None else {}
+        )
         title = THOUGHT if done else "Thinking"
-        found.append(message("assistant", answer.reasoning, title=title, status="done" if done else "pending", **took))
+        found.append(
+            message(
+                "assistant",
+                answer.reasoning,
+                title=title,
+                status="done" if done else "pending",
+                **took,
+            )
+        )
     if text:
         said = message("assistant", text)
         if ended and (small := numbers(answer)):
@@ -128,7 +144,11 @@ def shown(answer: Answer, ended: bool = False, before: str = "") -> History:
         found.append(said)
     if answer.error:
         found.append(
-            message("assistant", answer.error, title=f"{FAILED} {'The answer is incomplete' if text else 'No answer'}")
+            message(
+                "assistant",
+                answer.error,
+                title=f"{FAILED} {'The answer is incomplete' if text else 'No answer'}",
+            )
         )
     elif ended and not text:
         if answer.finish_reason == "length":
@@ -192,12 +212,21 @@ def example(value: Any) -> str:
 
 def edited(one: dict[str, Any], new_text: Any) -> dict[str, Any]:
     """The message with another text and the same pictures."""
-    return {**one, "content": [_part(str(new_text)), *(part for part in one["content"] if part["type"] == "file")]}
+    return {
+        **one,
+        "content": [
+            _part(str(new_text)),
+            *(part for part in one["content"] if part["type"] == "file"),
+        ],
+    }
 
 
 def title(history: History) -> str:
     """The first question, short."""
-    words = " ".join(next((text(one) for one in history if one["role"] == "user"), "").split()) or "Picture"
+    words = (
+        " ".join(next((text(one) for one in history if one["role"] == "user"), "").split())
+        or "Picture"
+    )
     return words if len(words) <= TITLE_LENGTH else words[: TITLE_LENGTH - 1].rstrip() + "…"
 
 
@@ -209,7 +238,9 @@ def to_messages(history: History) -> list[Message]:
 
     What is put in front of it, generation.py decides.
     """
-    return [{"role": each["role"], "content": _content(each)} for each in history if not is_note(each)]
+    return [
+        {"role": each["role"], "content": _content(each)} for each in history if not is_note(each)
+    ]
 
 
 def _content(one: dict[str, Any]) -> str | list[dict[str, Any]]:
@@ -217,7 +248,9 @@ def _content(one: dict[str, Any]) -> str | list[dict[str, Any]]:
     images = [_data_url(part["file"]["path"]) for part in one["content"] if part["type"] == "file"]
     if not images:
         return text(one)
-    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in images]
+    parts: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": url}} for url in images
+    ]
     return parts + ([_part(text(one))] if text(one) else [])
 
 
@@ -234,7 +267,9 @@ def to_json(history: History, system_prompt: str = "") -> list[Message]:
 
     An assistant's message has its reasoning beside it as `reasoning`.
     """
-    messages: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
+    messages: list[Message] = (
+        [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
+    )
     reasoning = ""
     for one in history:
         if is_note(one):
@@ -265,7 +300,9 @@ def from_json(messages: Any, cache: str) -> tuple[History, str]:
             if one["role"] not in ("user", "assistant"):
                 raise ValueError(one["role"])
             if one.get("reasoning"):
-                history.append(message("assistant", str(one["reasoning"]), title=THOUGHT, status="done"))
+                history.append(
+                    message("assistant", str(one["reasoning"]), title=THOUGHT, status="done")
+                )
             parts = one["content"] if isinstance(one["content"], list) else []
             urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
             said = text_of(one)
@@ -299,7 +336,11 @@ def to_markdown(history: History, system_prompt: str = "") -> str:
         if one.get("reasoning"):
             parts.append("\n".join(f"> {line}" for line in one["reasoning"].splitlines()))
         if isinstance(one["content"], list):
-            parts += [f"![picture]({p['image_url']['url']})" for p in one["content"] if p["type"] == "image_url"]
+            parts += [
+                f"![picture]({p['image_url']['url']})"
+                for p in one["content"]
+                if p["type"] == "image_url"
+            ]
         parts.append(text_of(one))
     return "\n\n".join(filter(None, parts)) + "\n"
 

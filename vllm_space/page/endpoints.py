@@ -57,7 +57,13 @@ def add_endpoints(controls: Controls) -> None:
         Returns:
             the answer so far, growing until it is complete
         """
-        values = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop, "seed": seed}
+        values = {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "stop": stop,
+            "seed": seed,
+        }
         turns = [*_turns(history or []), {"role": "user", "content": message}]
         yield from texts(request, Request(turns, model, defaults | values, system_prompt))
 
@@ -86,7 +92,13 @@ def add_endpoints(controls: Controls) -> None:
         Returns:
             the continuation so far, without the prompt, growing until it is complete
         """
-        values = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop, "seed": seed}
+        values = {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "stop": stop,
+            "seed": seed,
+        }
         yield from texts(request, Request(prompt, model, defaults | values))
 
     for endpoint in (chat, complete):

@@ -25,14 +25,22 @@ from vllm_space import errors
 log = logging.getLogger(__name__)
 
 GENERATION = "generation"  # every event that makes the engine work shares one concurrency limit
-PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # programs have /chat and /complete
+PRIVATE: dict[str, Any] = {
+    "api_visibility": "private",
+    "show_progress": "hidden",
+}  # programs have /chat and /complete
 UNQUEUED: dict[str, Any] = {"queue": False, **PRIVATE}
 # gradio 6.31: values go in and out as the browser has them, since preprocessing and postprocessing hop to another
 # thread for each input and each update (gradio#13168), which costs more than the streaming itself.
 _RAW: dict[str, Any] = {"preprocess": False, "postprocess": False}
 UNQUEUED_RAW: dict[str, Any] = UNQUEUED | _RAW
 # Visitors who wait in the queue see their place.
-STREAM: dict[str, Any] = {"concurrency_id": GENERATION, **PRIVATE, **_RAW, "show_progress": "minimal"}
+STREAM: dict[str, Any] = {
+    "concurrency_id": GENERATION,
+    **PRIVATE,
+    **_RAW,
+    "show_progress": "minimal",
+}
 
 _END = object()
 _THREADS = anyio.CapacityLimiter(math.inf)  # the queue bounds how many handlers run
@@ -82,9 +90,13 @@ def streaming(function: Callable[..., Iterator[Any]]) -> Callable[..., AsyncIter
     async def run(*arguments: Any, **named: Any) -> AsyncIterator[Any]:
         with _sentences():
             values = function(*arguments, **named)
-            if event := asyncio.current_task():  # Gradio runs an event, all steps of its handler, as one task
+            if (
+                event := asyncio.current_task()
+            ):  # Gradio runs an event, all steps of its handler, as one task
                 event.add_done_callback(lambda _: asyncio.ensure_future(_close(values)))
-            while (value := await anyio.to_thread.run_sync(next, values, _END, limiter=_THREADS)) is not _END:
+            while (
+                value := await anyio.to_thread.run_sync(next, values, _END, limiter=_THREADS)
+            ) is not _END:
                 yield value
 
     return run

@@ -14,7 +14,9 @@ FOLDER = Path(__file__).parent
 def scripts() -> str:
     """The <script> elements for the page's head. storage.js comes before anything of Gradio's touches localStorage."""
     files = ("storage.js", "page.js")
-    return "\n".join(f"<script>\n{(FOLDER / name).read_text(encoding='utf-8')}</script>" for name in files)
+    return "\n".join(
+        f"<script>\n{(FOLDER / name).read_text(encoding='utf-8')}</script>" for name in files
+    )
 
 
 def call(function: str) -> str:

@@ -47,7 +47,11 @@ def build(config: Settings, generation: Generation, guard: Guard) -> Blocks:
     """The whole page. Nothing is asked of a server until a visitor comes."""
     page = Page(config, generation, guard)
     demo = Blocks(
-        title=config.app_title, analytics_enabled=False, fill_height=True, fill_width=True, delete_cache=(3600, DAY)
+        title=config.app_title,
+        analytics_enabled=False,
+        fill_height=True,
+        fill_width=True,
+        delete_cache=(3600, DAY),
     )
     with demo:
         page.chat.sidebar()
@@ -108,7 +112,13 @@ class Page:
     def wire(self, demo: gr.Blocks) -> None:
         model = self.controls.model
         state = [self.about, self.banner, self.controls.again, model, *self.compare.models]
-        demo.load(None, self.chat.kept, [self.chat.conversations, self.chat.delete], js=call("list"), **UNQUEUED)
+        demo.load(
+            None,
+            self.chat.kept,
+            [self.chat.conversations, self.chat.delete],
+            js=call("list"),
+            **UNQUEUED,
+        )
         # gradio 6.31: as the browser has it, since the state of a tab, the models it knows of included, is evicted when
         # many others have come (see web.py)
         asked = UNQUEUED | {"preprocess": False}

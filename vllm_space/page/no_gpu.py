@@ -30,5 +30,7 @@ def build(config: Settings, space: Space) -> gr.Blocks:
     with demo:
         if config.oauth_allowed:
             gr.LoginButton()  # gradio 6.31: its sign-in routes exist only if a page has this button
-        gr.Markdown(f"# {config.app_title}\n\n" + TEXT.format(kind=kind, settings=space.settings_url))
+        gr.Markdown(
+            f"# {config.app_title}\n\n" + TEXT.format(kind=kind, settings=space.settings_url)
+        )
     return demo

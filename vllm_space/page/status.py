@@ -22,7 +22,11 @@ EVERY = 2  # seconds between two updates of a tab that is looked at
 
 # Title of each plot, its unit, the least height of its axis, and its series: field of metrics.Point -> legend.
 PLOTS = {
-    "Tokens per second": ("tokens/s", 10, {"generation_rate": "generation", "prompt_rate": "prompt"}),
+    "Tokens per second": (
+        "tokens/s",
+        10,
+        {"generation_rate": "generation", "prompt_rate": "prompt"},
+    ),
     "Requests": ("requests", 4, {"running": "running", "waiting": "waiting"}),
     "KV cache in use": ("%", 10, {"kv_cache": "in use"}),
 }
@@ -42,15 +46,29 @@ class StatusTab:
         with gr.Row():
             self.plots = [
                 gr.LinePlot(
-                    x="time", y="value", color="series", title=title, x_title=" ", y_title=unit, color_title=" ",
-                    color_map=dict(zip(series.values(), PLOT_COLORS, strict=False)), height=240, min_width=260,
-                    elem_classes="plot", buttons=[], y_axis_format=",.0f",
+                    x="time",
+                    y="value",
+                    color="series",
+                    title=title,
+                    x_title=" ",
+                    y_title=unit,
+                    color_title=" ",
+                    color_map=dict(zip(series.values(), PLOT_COLORS, strict=False)),
+                    height=240,
+                    min_width=260,
+                    elem_classes="plot",
+                    buttons=[],
+                    y_axis_format=",.0f",
                 )
                 for title, (unit, _, series) in PLOTS.items()
-            ]  # fmt: skip
+            ]
         with gr.Accordion("Engine log", open=False, visible=False) as self.log_part:
             self.log = gr.Code(
-                label="Last lines, secrets masked", language=None, lines=12, max_lines=24, wrap_lines=True
+                label="Last lines, secrets masked",
+                language=None,
+                lines=12,
+                max_lines=24,
+                wrap_lines=True,
             )
 
     def wire(self, tab: gr.Tab, others: list[gr.Tab]) -> None:
@@ -73,13 +91,20 @@ class StatusTab:
             problem = ""
         owner = self.guard.is_owner(http(request))
         log = run_dir.log_tail(self.config.engine_run_dir) if owner else ""
-        return self.describe(model, problem), *self.frames(points), gr.Accordion(visible=owner), self.config.mask(log)
+        return (
+            self.describe(model, problem),
+            *self.frames(points),
+            gr.Accordion(visible=owner),
+            self.config.mask(log),
+        )
 
     def describe(self, model: Model | None, problem: str) -> str:
         folder = self.config.engine_run_dir
         rows = {"Engine": problem or "answers"}
         if status := run_dir.read_status(folder):
-            rows["Engine"] = f"{status.state}{': ' + status.phase if status.phase else ''} since {_since(status.since)}"
+            rows["Engine"] = (
+                f"{status.state}{': ' + status.phase if status.phase else ''} since {_since(status.since)}"
+            )
             rows["Restarts"] = f"{status.restarts}" + (
                 f"; the last time because {status.reason}" if status.reason else ""
             )
@@ -105,7 +130,11 @@ class StatusTab:
         for unit, least, series in PLOTS.values():
             scale = 100 if unit == "%" else 1
             rows = [
-                {"time": pd.Timestamp(point.time, unit="s"), "value": asdict(point)[field] * scale, "series": name}
+                {
+                    "time": pd.Timestamp(point.time, unit="s"),
+                    "value": asdict(point)[field] * scale,
+                    "series": name,
+                }
                 for field, name in series.items()
                 for point in points
             ]
