@@ -44,14 +44,14 @@ OPEN = ("/login", "/logout", "/gradio_api/startup-events")
 HUGGING_FACE = ("/login/huggingface", "/login/callback")  # as open
 
 
-class Guard:
+class SignIn:
     """Who may come in."""
 
     def __init__(self, config: Settings, space: Space | None):
         self.config = config
         self.space = space
         self.logins = config.logins
-        self.closed = bool(self.logins or config.oauth_allowed)
+        self.required = bool(self.logins or config.oauth_allowed)
         # The key is made of the passwords: logins survive a restart, and end when a password changes.
         key = hashlib.sha256(json.dumps(sorted(self.logins.items())).encode()).hexdigest()
         self.signer = URLSafeTimedSerializer(key, salt=COOKIE)
@@ -104,7 +104,7 @@ class Guard:
 
     def routes(self) -> list[Route]:
         """The login form; Gradio's own handles "Sign in with Hugging Face"."""
-        if not self.closed:
+        if not self.required:
             return []
         return [Route("/login", self.login, methods=["GET", "POST"])]
 
@@ -213,39 +213,39 @@ def same_secret(known: str, given: str) -> bool:
     return hmac.compare_digest(known_digest, given_digest)
 
 
-class GuardMiddleware:
+class SignInMiddleware:
     """ASGI: without a login nothing passes but the open paths, whatever Gradio would answer."""
 
-    def __init__(self, app: ASGIApp, guard: Guard):
+    def __init__(self, app: ASGIApp, sign_in: SignIn):
         self.app = app
-        self.guard = guard
+        self.sign_in = sign_in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or not self.guard.closed:
+        if scope["type"] == "lifespan" or not self.sign_in.required:
             return await self.app(scope, receive, send)
         if scope["path"] in HUGGING_FACE:
-            return await self.sign_in(scope, receive, send)
+            return await self._hugging_face_sign_in(scope, receive, send)
         if scope["path"] in OPEN:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
         request = Request(scope)
-        if self.guard.user(request):
+        if self.sign_in.user(request):
             return await self.app(scope, receive, send)
         if scope["path"] == "/" and scope["method"] in ("GET", "HEAD"):
-            response: Response = self.guard.welcome(request)
+            response: Response = self.sign_in.welcome(request)
         else:
             response = JSONResponse(
                 {"detail": "Not signed in: open the page and sign in first."}, 401
             )
         return await response(scope, receive, send)
 
-    async def sign_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _hugging_face_sign_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Gradio's part of the sign-in.
 
         gradio 6.31: it knows no failure. If the visitor declined or Hugging Face is down, it answers a bare 500.
         """
-        response: Response = self.guard.page(
+        response: Response = self.sign_in.page(
             "Hugging Face has not signed you in. Try again.", 403, root="../"
         )
         if "error" not in Request(scope).query_params:

@@ -19,7 +19,7 @@ from typing import Any, cast
 from starlette.middleware import Middleware
 
 from vllm_space import gradio_app, hardware, prctl, run_dir
-from vllm_space.auth import Guard, GuardMiddleware
+from vllm_space.auth import SignIn, SignInMiddleware
 from vllm_space.catalog import Catalog
 from vllm_space.csp import CspMiddleware
 from vllm_space.gateway import Gateway
@@ -39,12 +39,12 @@ class Web:
         self.config = config
         self.catalog = Catalog.of(config)
         space = hardware.space()
-        self.guard = Guard(config, space)
+        self.sign_in = SignIn(config, space)
         self.gateway = Gateway(config, self.catalog)
         if without_gpu and space:
             self.demo = no_gpu.build(config, space)
         else:
-            self.demo = layout.build(config, Generation(config, self.catalog), self.guard)
+            self.demo = layout.build(config, Generation(config, self.catalog), self.sign_in)
 
     def serve(self) -> None:
         """Open the port, once the engine that start.sh boots is ready, and serve until a signal comes."""
@@ -76,7 +76,7 @@ class Web:
             server_name=config.gradio_server_name,
             server_port=config.gradio_server_port,
             share=config.gradio_share,
-            auth_dependency=self.guard.user if self.guard.closed else None,
+            auth_dependency=self.sign_in.user if self.sign_in.required else None,
             _app=self._app(),
             app_kwargs={"lifespan": self._lifespan},
             ssr_mode=False,  # gradio 6.31: its proxy answers /v1 with the page (gradio#13366)
@@ -103,16 +103,16 @@ class Web:
         }
 
     def _app(self) -> gradio_app.GradioApp:
-        """Gradio's application, with the ingress before it and the guard within."""
+        """Gradio's application, with the ingress before it and sign-in inside it."""
         gradio_app.refuse_unknown_events()
         health = Health(self.config, self.catalog)
         return gradio_app.GradioApp(
             partial(Ingress, health=health, gateway=self.gateway, development=self.demo.dev_mode),
-            routes=self.guard.routes(),
+            routes=self.sign_in.routes(),
             middleware=[
                 Middleware(CspMiddleware, config=self.config),
                 Middleware(gradio_app.ErrorMiddleware),
-                Middleware(GuardMiddleware, guard=self.guard),
+                Middleware(SignInMiddleware, sign_in=self.sign_in),
             ],
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from vllm_space import errors
-from vllm_space.auth import Guard
+from vllm_space.auth import SignIn
 from vllm_space.page import snippets
 from vllm_space.page.controls import Controls
 from vllm_space.page.events import UNQUEUED, handler, http
@@ -19,15 +19,18 @@ LOGIN = "The page asks for a login: `gradio_client` needs a name and a password 
 
 
 class ApiTab:
-    def __init__(self, controls: Controls, guard: Guard):
+    def __init__(self, controls: Controls, sign_in: SignIn):
         self.controls = controls
         self.config = controls.config
-        self.guard = guard
+        self.sign_in = sign_in
 
     def tab(self) -> None:
         gr.Markdown(
             "\n\n".join(
-                [OPEN if self.config.api_keys else CLOSED, *([LOGIN] if self.guard.closed else [])]
+                [
+                    OPEN if self.config.api_keys else CLOSED,
+                    *([LOGIN] if self.sign_in.required else []),
+                ]
             )
         )
         self.programs = []
@@ -60,11 +63,11 @@ class ApiTab:
             name = model.label if several else model.name
         except errors.SpaceError:
             name = "model"
-        return list(snippets.write(self._address(request), name, self.guard.closed).values())
+        return list(snippets.write(self._address(request), name, self.sign_in.required).values())
 
     def _address(self, request: gr.Request) -> str:
-        if self.guard.space and self.guard.space.url:
-            return self.guard.space.url
+        if self.sign_in.space and self.sign_in.space.url:
+            return self.sign_in.space.url
         scheme = request.headers.get("x-forwarded-proto", http(request).url.scheme)
         return f"{scheme}://{request.headers['host']}{http(request).scope.get('root_path', '')}".rstrip(
             "/"

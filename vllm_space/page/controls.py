@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from vllm_space import sampling
-from vllm_space.auth import Guard
+from vllm_space.auth import SignIn
 from vllm_space.generation import Generation
 from vllm_space.page.events import http
 from vllm_space.settings import Settings
@@ -36,11 +36,11 @@ LOOK_AGAIN = 3  # seconds between two looks at an engine that does not answer
 class Controls:
     """The controls beside the tabs."""
 
-    def __init__(self, config: Settings, generation: Generation, guard: Guard):
+    def __init__(self, config: Settings, generation: Generation, sign_in: SignIn):
         self.config = config
         self.generation = generation
         self.catalog = generation.catalog
-        self.guard = guard
+        self.sign_in = sign_in
 
     def picker(self) -> None:
         self.model = gr.Dropdown(label="Model", choices=[], visible=False, interactive=True)
@@ -75,7 +75,7 @@ class Controls:
 
     def visitor(self, request: gr.Request) -> str:
         """Who an event is from."""
-        return self.guard.visitor(http(request))
+        return self.sign_in.visitor(http(request))
 
     def sampling_of(self, values: tuple[Any, ...]) -> dict[str, Any]:
         """Sampling parameters by name, from the values of `self.sampling`."""

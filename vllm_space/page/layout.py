@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from vllm_space import run_dir
-from vllm_space.auth import Guard
+from vllm_space.auth import SignIn
 from vllm_space.client import Model
 from vllm_space.generation import Generation
 from vllm_space.page.api import ApiTab
@@ -43,9 +43,9 @@ DEMO_NOTE = (
 )
 
 
-def build(config: Settings, generation: Generation, guard: Guard) -> Blocks:
+def build(config: Settings, generation: Generation, sign_in: SignIn) -> Blocks:
     """The whole page. Nothing is asked of a server until a visitor comes."""
-    page = Page(config, generation, guard)
+    page = Page(config, generation, sign_in)
     demo = Blocks(
         title=config.app_title,
         analytics_enabled=False,
@@ -86,15 +86,15 @@ def build(config: Settings, generation: Generation, guard: Guard) -> Blocks:
 class Page:
     """The tabs, and what stands above them."""
 
-    def __init__(self, config: Settings, generation: Generation, guard: Guard):
+    def __init__(self, config: Settings, generation: Generation, sign_in: SignIn):
         self.config = config
         self.catalog = generation.catalog
-        self.controls = Controls(config, generation, guard)
+        self.controls = Controls(config, generation, sign_in)
         self.chat = ChatTab(self.controls)
         self.completion = CompletionTab(self.controls)
         self.compare = CompareTab(self.controls)
-        self.status = StatusTab(self.controls, guard)
-        self.api = ApiTab(self.controls, guard)
+        self.status = StatusTab(self.controls, sign_in)
+        self.api = ApiTab(self.controls, sign_in)
 
     def header(self) -> None:
         with gr.Row(equal_height=True):

@@ -33,10 +33,10 @@ PLOTS = {
 
 
 class StatusTab:
-    def __init__(self, controls: Controls, guard: auth.Guard):
+    def __init__(self, controls: Controls, sign_in: auth.SignIn):
         self.controls = controls
         self.config = controls.config
-        self.guard = guard
+        self.sign_in = sign_in
         self.gpus = Shared(lambda: hardware.gpus(self.config.engine_device))
         self.recorders = {server: Recorder(server) for server in controls.catalog.servers}
 
@@ -89,7 +89,7 @@ class StatusTab:
             model, points, problem = None, [], str(error)
         else:
             problem = ""
-        owner = self.guard.is_owner(http(request))
+        owner = self.sign_in.is_owner(http(request))
         log = run_dir.log_tail(self.config.engine_run_dir) if owner else ""
         return (
             self.describe(model, problem),

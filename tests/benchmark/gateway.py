@@ -1,6 +1,6 @@
 """What the door costs: the engine asked directly, and through the Space's /v1, in one run.
 
-    python tests/benchmark/door.py
+    python tests/benchmark/gateway.py
 
 Two engines: the real one with the demo model, as ./start.sh boots it, which leaves one core to the door; and a scripted
 one of a set rate (engine.py), which leaves the door the time that an engine on a GPU would. So many streams run all
