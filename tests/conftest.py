@@ -1,6 +1,6 @@
-"""Fixtures: programs under test, one real vLLM for the whole session booted by ./start.sh, and a browser.
+"""Fixtures: programs under test, a Space with a real vLLM for the whole session, and a browser.
 
-Nothing is left behind: every process started here is a group of its own and is ended with the test.
+Every program runs in its own process group and is stopped at the end of its fixture's scope.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ pytest.register_assert_rewrite("support")
 from support import unprivileged  # noqa: E402
 from support.programs import API_KEY, ROOT, START, Program, Space, free_port, wait_for  # noqa: E402
 
-if TYPE_CHECKING:  # the fast tests run where there is no Playwright
+if TYPE_CHECKING:  # the fast tests run without Playwright
     from playwright.sync_api import Page
 
 OPENAI_JS = "openai@7.57.0"
 
-# What an item needs, told by the fixtures that it uses: fixture -> marker
-NEEDS = {"chromium": "browser", "space": "vllm", "node_modules": "registry"}
+MARKER_OF_FIXTURE = {"chromium": "browser", "space": "vllm", "node_modules": "registry"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with what its fixtures need."""
     for item in items:
-        for fixture in NEEDS.keys() & set(getattr(item, "fixturenames", ())):
-            item.add_marker(NEEDS[fixture])
+        for fixture in MARKER_OF_FIXTURE.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(MARKER_OF_FIXTURE[fixture])
 
 
 def _programs(folder: Path) -> Iterator[Callable[..., Program]]:
@@ -44,8 +44,8 @@ def _programs(folder: Path) -> Iterator[Callable[..., Program]]:
         return started[-1]
 
     yield start
-    for one in started:
-        one.stop()
+    for running in started:
+        running.stop()
 
 
 def _page(program: Callable[..., Program], model_url: str | None, **env: str) -> str:
@@ -65,30 +65,31 @@ def _page(program: Callable[..., Program], model_url: str | None, **env: str) ->
 
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
-    """Start programs: program([...], NAME="value") -> Program."""
+    """Start a program: program([...], NAME="value") -> Program."""
     yield from _programs(tmp_path)
 
 
 @pytest.fixture
 def page(program: Callable[..., Program]) -> Callable[..., str]:
-    """Run app.py in front of a running engine: page(url, NAME="value") -> the page's address."""
+    """Run app.py in front of a running engine: page(engine_url, NAME="value") -> its URL."""
     return partial(_page, program)
 
 
 @pytest.fixture(scope="module")
 def shared_program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Program]]:
-    """As `program`, for the tests of a module to share."""
+    """Like `program`, shared by the tests of a module."""
     yield from _programs(tmp_path_factory.mktemp("programs"))
 
 
 @pytest.fixture(scope="module")
 def shared_page(shared_program: Callable[..., Program]) -> Callable[..., str]:
-    """As `page`, for the tests of a module to share."""
+    """Like `page`, shared by the tests of a module."""
     return partial(_page, shared_program)
 
 
 @pytest.fixture(scope="session")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
+    """A Space on a real vLLM with the demo model. Booting takes 40 s, so all tests share it."""
     port, engine_port = free_port(), free_port()
     log = tmp_path_factory.mktemp("space") / "start.log"
     env = {"ENGINE_PORT": str(engine_port), "API_KEYS": f"tester:{API_KEY}"}
@@ -96,7 +97,9 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
     try:
         running.wait_until_up(f"http://127.0.0.1:{port}")
         app = next(
-            one for one in running.family() if any("app.py" in part for part in one.cmdline())
+            process
+            for process in running.family()
+            if any("app.py" in word for word in process.cmdline())
         )
         key = app.environ()["MODEL_API_KEY"]
         yield Space(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{engine_port}", key, running)
@@ -109,7 +112,7 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
 def chromium() -> Iterator[object]:
     from playwright.sync_api import expect, sync_playwright
 
-    expect.set_options(timeout=15_000)  # a busy machine takes its time
+    expect.set_options(timeout=15_000)  # the default of 5 s is too short on a busy machine
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=flags)
@@ -119,19 +122,16 @@ def chromium() -> Iterator[object]:
 
 @pytest.fixture
 def visit(chromium):
-    """Open an address as a visitor: visit(url) -> Page, which must stay free of requests to other hosts."""
+    """Open a URL as a visitor: visit(url) -> Page. Fails if a page sends a request to another host."""
     from playwright.sync_api import expect
 
-    contexts, outside = [], []
+    contexts, requested = [], []
 
     def open_page(url: str, width: int = 1280, **context_options: Any) -> Page:
         context = chromium.new_context(viewport={"width": width, "height": 800}, **context_options)
         contexts.append(context)
         page = context.new_page()
-        page.on(
-            "request",
-            lambda request: outside.append(request.url) if "127.0.0.1" not in request.url else None,
-        )
+        page.on("request", lambda request: requested.append(request.url))
         page.goto(url)
         expect(page.get_by_placeholder("Type a message")).to_be_visible(timeout=20_000)
         return page
@@ -139,40 +139,31 @@ def visit(chromium):
     yield open_page
     for context in contexts:
         context.close()
-    assert [url for url in outside if not url.startswith(("data:", "blob:"))] == []
+    here = ("http://127.0.0.1", "data:", "blob:")
+    assert [url for url in requested if not url.startswith(here)] == []
 
 
 @pytest.fixture(scope="session")
 def node_modules() -> Path:
-    """The npm package, installed once into the user's cache folder."""
-    cache = (
-        Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vllm-space" / OPENAI_JS
-    )
+    """OpenAI's npm package, installed once into the user's cache folder."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    cache = caches / "vllm-space" / OPENAI_JS
     if not (cache / ".complete").exists():
         cache.mkdir(parents=True, exist_ok=True)
-        install = [
-            "npm",
-            "install",
-            "--prefix",
-            str(cache),
-            "--no-audit",
-            "--no-fund",
-            "--ignore-scripts",
-            OPENAI_JS,
-        ]
-        subprocess.run(install, check=True, timeout=300)
+        install = f"npm install --no-audit --no-fund --ignore-scripts {OPENAI_JS} --prefix".split()
+        subprocess.run([*install, str(cache)], check=True, timeout=300)
         (cache / ".complete").touch()
     return cache
 
 
 @pytest.fixture(scope="session")
 def computer() -> Iterator[Path]:
-    """A folder of an unprivileged user's, for the session."""
+    """A folder that belongs to an unprivileged user."""
     with unprivileged.folder_of_the_user() as folder:
         yield folder
 
 
 @pytest.fixture(scope="session")
 def user_python(computer: Path) -> Path:
-    """The tests' Python where that user can run it."""
+    """A copy of the tests' Python that this user can run."""
     return unprivileged.environment_for_the_user(computer / "env")

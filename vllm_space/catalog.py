@@ -34,7 +34,7 @@ class Catalog:
         key = config.model_api_key.get_secret_value() if config.model_api_key else None
         return cls(
             [
-                client.server(url, label=label, api_key=key, timeout=config.request_timeout)
+                Server.from_url(url, label=label, api_key=key, timeout=config.request_timeout)
                 for label, url in config.servers.items()
             ]
         )
@@ -57,7 +57,7 @@ class Catalog:
                 if not label or label == name:
                     return model
         if found:
-            raise errors.Refused(
+            raise errors.Rejected(
                 f"There is no model {label!r} here. There is: {', '.join(m.label for m in found)}."
             )
         raise (

@@ -27,7 +27,7 @@ LIST_TIMEOUT = 5  # seconds; a page waits for this
 READ_SIZE = 65536  # bytes; an upper bound: what has arrived is handed on at once
 
 # A white square of 64 pixels, to ask with.
-PICTURE = (
+TEST_IMAGE = (
     "data:image/png;base64,"
     "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAS0lEQVR42u3PMQ0AAAwDoPo33UrYvQQckD4XAQEBAQ"
     "EBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAYHLAMpT0sIcNbcEAAAAAElFTkSuQmCC"
@@ -46,6 +46,16 @@ class Server:
     label: str = ""
     api_key: str | None = field(default=None, repr=False)
     timeout: float = 300  # seconds to wait for the next chunk of an answer
+
+    @classmethod
+    def from_url(
+        cls, url: str, *, label: str = "", api_key: str | None = None, timeout: float = 300
+    ) -> Server:
+        """A server from its address in any form: the root, or with /v1 or /generate."""
+        url = url.strip().rstrip("/")
+        for suffix in ("/v1", "/generate"):
+            url = url.removesuffix(suffix)
+        return cls(url, label, api_key, timeout)
 
     @property
     def is_here(self) -> bool:
@@ -81,16 +91,6 @@ class Chunk:
     reasoning: str = ""
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
-
-
-def server(
-    address: str, *, label: str = "", api_key: str | None = None, timeout: float = 300
-) -> Server:
-    """A Server from an address in any of its forms: the root, with /v1, or with /generate."""
-    url = address.strip().rstrip("/")
-    for ending in ("/v1", "/generate"):
-        url = url.removesuffix(ending)
-    return Server(url, label, api_key, timeout)
 
 
 def models(server: Server) -> list[Model]:
@@ -263,7 +263,7 @@ def takes_images(model: Model) -> bool:
 
     A model without eyes refuses that; a server that cannot count is taken to have none.
     """
-    picture = {"type": "image_url", "image_url": {"url": PICTURE}}
+    picture = {"type": "image_url", "image_url": {"url": TEST_IMAGE}}
     body = {"model": model.name, "messages": [{"role": "user", "content": [picture]}]}
     return _ask(model.server, "/tokenize", body)[0] == 200
 
@@ -329,7 +329,7 @@ def _generate(stream: Stream) -> Generator[Chunk, None, None]:
     for line in stream.lines(b"\0\n"):
         texts = _decode(line).get("text")
         if not isinstance(texts, list) or not texts or not isinstance(texts[0], str):
-            raise errors.malformed()
+            raise errors.malformed_response()
         # The prompt is echoed in front. A tokenizer may not give back its exact spelling; its length is the best guess.
         text = texts[0][len(prompt) :]
         seen = True
@@ -353,7 +353,7 @@ def _decode(line: bytes) -> dict[str, Any]:
     except ValueError:
         pass
     log.error("the engine sent a line that is not JSON: %r", line[:500])
-    raise errors.malformed()
+    raise errors.malformed_response()
 
 
 def _check(answer: requests.Response) -> None:

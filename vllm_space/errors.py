@@ -33,7 +33,7 @@ class TimedOut(ModelError):
     status = 504
 
 
-class Refused(ModelError):
+class Rejected(ModelError):
     """The engine understood the request and will not serve it as it is."""
 
     status = 400
@@ -65,25 +65,25 @@ def timed_out(seconds: float) -> TimedOut:
     )
 
 
-def too_long(what: str, tokens: int, context_length: int) -> Refused:
-    return Refused(
+def too_long(what: str, tokens: int, context_length: int) -> Rejected:
+    return Rejected(
         f"The {what} has {tokens:,} tokens and the model's context holds {context_length:,}, the answer included: "
         "shorten it, or start a new one."
     )
 
 
-def meaningless() -> Refused:
-    return Refused("This page cannot make sense of that request.")
+def malformed_request() -> Rejected:
+    return Rejected("This page cannot make sense of that request.")
 
 
-def bad_message() -> Refused:
-    return Refused(
+def bad_message() -> Rejected:
+    return Rejected(
         'Each message of the history is {"role": "user" or "assistant", "content": "text"}.'
     )
 
 
-def too_many(running: int) -> Refused:
-    return Refused(
+def too_many_answers(running: int) -> Rejected:
+    return Rejected(
         f"You have {running} answers running already: wait until one of them has ended, or stop it."
     )
 
@@ -100,7 +100,7 @@ def internal() -> ModelError:
     )
 
 
-def malformed() -> Interrupted:
+def malformed_response() -> Interrupted:
     return Interrupted(
         "The model server sent something that is not an answer. Check that MODEL_URL is an LLM server."
     )
@@ -138,9 +138,9 @@ def from_response(status: int, body: object) -> ModelError:
     ]
     for matches, sentence in known:
         if matches:
-            return Refused(sentence)
+            return Rejected(sentence)
     if status < 500:
-        return Refused(f"The model server refused the request: {said}")
+        return Rejected(f"The model server refused the request: {said}")
     return ModelError(
         f"The model server failed (HTTP {status}): {said} Try again; the engine's log says more."
     )

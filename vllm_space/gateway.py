@@ -273,7 +273,7 @@ class Gateway:
     def _find(self, label: str | None) -> Model:
         try:
             model = self.catalog.find(label)
-        except errors.Refused as error:
+        except errors.Rejected as error:
             if missing := self.catalog.problems():
                 down = f"{error} These servers do not answer: {', '.join(missing)}."
                 raise Refusal(503, down, "engine_unavailable", retry_after=RETRY_AFTER) from None
@@ -377,7 +377,7 @@ class Gateway:
             raise _down(errors.ModelError(str(errors.from_response(answer.status, ""))))
         if answer.content_type == "text/html" or 300 <= answer.status < 400:
             down = answer.status in (502, 503)
-            raise _down(errors.unreachable() if down else errors.malformed())
+            raise _down(errors.unreachable() if down else errors.malformed_response())
         if answer.status == 404:
             found = await run_in_threadpool(self.catalog.models)
             if found and all(

@@ -82,9 +82,9 @@ def system_message(system_prompt: str) -> list[Message]:
 
 
 def _check(request: Request) -> None:
-    """Raise Refused if a request, which may come from any program, is no conversation."""
+    """Raise Rejected if a request, which may come from any program, is no conversation."""
     if not isinstance(request.prompt, list) or not isinstance(request.system_prompt, str):
-        raise errors.meaningless()
+        raise errors.malformed_request()
     for message in request.prompt:
         content = message.get("content")
         is_content = isinstance(content, str) or (
@@ -107,7 +107,7 @@ def _is_part(part: Any) -> bool:
 def _fitted(model: Model, prompt: str | list[Message], fields: dict[str, Any]) -> dict[str, Any]:
     """The fields, with max_tokens lowered to what is left of the context.
 
-    Raises Refused, with the numbers, if nothing is left. A token is at least one byte, so most prompts need no
+    Raises Rejected, with the numbers, if nothing is left. A token is at least one byte, so most prompts need no
     counting.
     """
     context = model.context_length

@@ -40,7 +40,7 @@ class GradioApp(App):
         return self._ingress(super().build_middleware_stack())
 
 
-def refuse_unknown_events() -> None:
+def reject_unknown_events() -> None:
     """Let Gradio answer 404 to a request for an event that the page does not have.
 
     gradio 6.31: route_utils.get_fn raises KeyError or FnIndexInferError, which is answered with 500 like a bug.
@@ -93,7 +93,9 @@ class ErrorMiddleware:
         ):  # half a surrogate pair, which only a request brings, cannot be sent back
             if started:
                 raise
-            await JSONResponse({"error": str(errors.meaningless())}, 400)(scope, receive, send)
+            await JSONResponse({"error": str(errors.malformed_request())}, 400)(
+                scope, receive, send
+            )
         except Exception:
             if started:
                 raise

@@ -85,7 +85,7 @@ def between(earlier: Reading, later: Reading) -> Point:
     )
 
 
-class Shared(Generic[T]):
+class Cached(Generic[T]):
     """The answer to a question that is asked at most once every OFTEN seconds, however many want to know."""
 
     def __init__(self, ask: Callable[[], T]):
@@ -109,7 +109,7 @@ class Recorder:
         self.server = server
         self._last: Reading | None = None
         self._points: deque[Point] = deque()
-        self._shared = Shared(self._look)
+        self._shared = Cached(self._look)
 
     def points(self) -> list[Point]:
         """The last minutes, now included. Empty where the server tells nothing or cannot be reached."""

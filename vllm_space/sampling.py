@@ -44,7 +44,7 @@ def request_fields(values: Mapping[str, Any], max_tokens_limit: int) -> dict[str
     """The fields to send: `values` by name, checked, without those that are unset (None or empty).
 
     Where max_tokens is unset, the limit is sent: an answer without end is not a visitor's to ask for.
-    Raises Refused with a sentence for each value that is out of bounds.
+    Raises Rejected with a sentence for each value that is out of bounds.
     """
     given = {
         name: value
@@ -54,9 +54,9 @@ def request_fields(values: Mapping[str, Any], max_tokens_limit: int) -> dict[str
     try:
         fields: dict[str, Any] = _Sampling(**given).model_dump(include=set(given))
     except ValidationError as error:
-        raise errors.Refused(" ".join(_explain(problem) for problem in error.errors())) from None
+        raise errors.Rejected(" ".join(_explain(problem) for problem in error.errors())) from None
     if fields.setdefault("max_tokens", max_tokens_limit) > max_tokens_limit:
-        raise errors.Refused(
+        raise errors.Rejected(
             f"max_tokens={fields['max_tokens']} is more than this page allows: use at most {max_tokens_limit}."
         )
     if "stop" in fields:

@@ -35,8 +35,8 @@ class Answer:
     received: str = ""  # the text as it came, such tags included
     text: str = ""
     reasoning: str = ""
-    thinking_time: float | None = None  # how long it thought, once the answer proper has begun
-    first_token_after: float | None = None  # TTFT
+    reasoning_time: float | None = None  # how long it thought, once the answer proper has begun
+    ttft: float | None = None  # TTFT
     elapsed: float = 0.0
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
@@ -63,8 +63,8 @@ class Answer:
             self.text = self.received
         else:
             self.reasoning, self.text = reasoning.split(self.received, ended)
-        if self.reasoning and self.text and self.thinking_time is None:
-            self.thinking_time = self.elapsed - (self.first_token_after or 0)
+        if self.reasoning and self.text and self.reasoning_time is None:
+            self.reasoning_time = self.elapsed - (self.ttft or 0)
 
 
 class Streams:
@@ -81,10 +81,10 @@ class Streams:
 
     @contextmanager
     def _running(self, visitor: str, count: int) -> Iterator[None]:
-        """Count streams as running for as long as they are. Raises Refused where the visitor would have too many."""
+        """Count streams as running for as long as they are. Raises Rejected where the visitor would have too many."""
         with self._lock:
             if self.visitors[visitor] + count > self.per_visitor:
-                raise errors.too_many(self.visitors[visitor])
+                raise errors.too_many_answers(self.visitors[visitor])
             self.active += count
             self.visitors[visitor] += count
         try:
@@ -135,7 +135,7 @@ class Streams:
                     yield
                     _wait(readers, news, self.pace)
                 yield
-        except errors.Refused as error:
+        except errors.Rejected as error:
             for _, answer in streams:
                 answer.fail(error)
             yield
@@ -181,9 +181,9 @@ class _Reader(threading.Thread):
         try:
             for chunk in self.stream:
                 answer.elapsed = time.monotonic() - self.began
-                first = answer.first_token_after is None and bool(chunk.text or chunk.reasoning)
+                first = answer.ttft is None and bool(chunk.text or chunk.reasoning)
                 if first:
-                    answer.first_token_after = answer.elapsed
+                    answer.ttft = answer.elapsed
                 answer.add(chunk)
                 if first or self.starved:
                     self.news.set()

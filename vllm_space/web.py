@@ -104,7 +104,7 @@ class Web:
 
     def _app(self) -> gradio_app.GradioApp:
         """Gradio's application, with the ingress before it and sign-in inside it."""
-        gradio_app.refuse_unknown_events()
+        gradio_app.reject_unknown_events()
         health = Health(self.config, self.catalog)
         return gradio_app.GradioApp(
             partial(Ingress, health=health, gateway=self.gateway, development=self.demo.dev_mode),

@@ -1,7 +1,8 @@
-"""What the browser does with a Gradio page, without the browser: one visitor, from Enter to the last token.
+"""A tab on a Gradio page, without the browser: from Enter to the last token.
 
-Reads the page's own /config and follows the whole chain of events that Enter begins: those that bypass the queue as
-plain calls, the others over the queue, with the updates applied as the page applies them. Any Gradio page will do.
+A Visitor reads the page's /config and follows the chain of events that Enter starts. Events that
+bypass the queue are plain calls; the others go through the queue, and their updates are applied
+the way Gradio's frontend applies them. It works with any Gradio chat page.
 """
 
 from __future__ import annotations
@@ -18,110 +19,103 @@ API = "/gradio_api"
 
 
 @dataclass
-class Seen:
-    """What one visitor saw. Times in seconds since Enter."""
+class Answer:
+    """An answer as it appeared on the page. Times are in seconds since Enter."""
 
-    updates: list[float] = field(default_factory=list)  # when the answer grew
+    updates: list[float] = field(default_factory=list)  # each time the text grew
     text: str = ""
     done: float = 0.0
 
 
 class Visitor:
-    """One tab on the page at `url`. `config` is what the page's /config says."""
+    """One tab on the page at `url`. `config` is the page's /config; the tab changes it."""
 
     def __init__(self, http: aiohttp.ClientSession, url: str, config: dict[str, Any]):
         self.http = http
         self.url = url
         self.session_hash = secrets.token_hex(5)
-        self.types = {component["id"]: component["type"] for component in config["components"]}
-        self.values = {
-            component["id"]: component["props"].get("value") for component in config["components"]
-        }
+        components = config["components"]
+        self.types = {component["id"]: component["type"] for component in components}
+        self.values = {component["id"]: component["props"].get("value") for component in components}
+        self.labels = {component["props"].get("label"): component["id"] for component in components}
         self.dependencies = config["dependencies"]
         self.enter = next(
-            one
-            for one in self.dependencies
-            for target, event in one["targets"]
+            dependency
+            for dependency in self.dependencies
+            for target, event in dependency["targets"]
             if event == "submit" and self.types[target] in ("textbox", "multimodaltextbox")
         )
         self.textbox = next(target for target, event in self.enter["targets"] if event == "submit")
         self.chatbot = next(id for id, kind in self.types.items() if kind == "chatbot")
-        self.labels = {
-            component["props"].get("label"): component["id"] for component in config["components"]
-        }
-        self.running: dict[str, Any] | None = None  # what the page is asked to cancel by Stop
+        self.running: dict[str, Any] | None = None  # the queued event that Stop cancels
 
     async def arrive(self) -> None:
-        """Load the page: the events that it runs before anything is typed."""
-        self.seen = Seen()
-        self.began = time.perf_counter()
-        for one in self.dependencies:
-            if any(event == "load" for _, event in one["targets"]):
-                await self._run(one)
+        """Open the page: run its load events."""
+        self._start_clock()
+        for dependency in self.dependencies:
+            if any(event == "load" for _, event in dependency["targets"]):
+                await self._run(dependency)
 
-    async def ask(self, message: str) -> Seen:
-        """Type a message, press Enter, and watch until the chain of events has ended."""
-        self.seen = Seen()
+    async def ask(self, message: str) -> Answer:
+        """Type a message, press Enter, and wait until the chain of events has ended."""
         multimodal = self.types[self.textbox] == "multimodaltextbox"
         self.values[self.textbox] = {"text": message, "files": []} if multimodal else message
-        self.began = time.perf_counter()
+        self._start_clock()
         await self._run(self.enter)
-        return self.seen
+        return self.answer
 
     async def stop(self) -> None:
         """Press Stop."""
-        stops = [
-            one
-            for one in self.dependencies
-            if [self.textbox, "stop"] in [list(it) for it in one["targets"]]
-        ]
-        if self.running and any(self.running["fn_index"] in one["cancels"] for one in stops):
-            async with self.http.post(f"{self.url}{API}/cancel", json=self.running) as answer:
-                answer.raise_for_status()
+        cancelled = {
+            index
+            for dependency in self.dependencies
+            if [self.textbox, "stop"] in map(list, dependency["targets"])
+            for index in dependency["cancels"]
+        }
+        if self.running and self.running["fn_index"] in cancelled:
+            async with self.http.post(f"{self.url}{API}/cancel", json=self.running) as response:
+                response.raise_for_status()
+
+    def _start_clock(self) -> None:
+        self.answer = Answer()
+        self.began = time.perf_counter()
 
     async def _run(self, dependency: dict[str, Any]) -> None:
         if dependency["backend_fn"]:
             await self._call(dependency)
-        else:  # JavaScript of the page's own, which at most hands values on
+        else:  # the page's own JavaScript, which at most passes values on
             for source, target in zip(dependency["inputs"], dependency["outputs"], strict=False):
                 self.values[target] = self.values[source]
-        for one in self.dependencies:
-            if one.get("trigger_after") == dependency["id"] and not one.get(
-                "trigger_only_on_failure"
-            ):
-                await self._run(one)
+        for following in self.dependencies:
+            if following.get("trigger_after") != dependency["id"]:
+                continue
+            if not following.get("trigger_only_on_failure"):
+                await self._run(following)
 
     async def _call(self, dependency: dict[str, Any]) -> None:
-        inputs = [
-            None if self.types[id] == "state" else self.values[id] for id in dependency["inputs"]
-        ]
+        inputs = dependency["inputs"]
         body = {
-            "data": inputs,
+            "data": [None if self.types[id] == "state" else self.values[id] for id in inputs],
             "fn_index": dependency["id"],
             "session_hash": self.session_hash,
             "trigger_id": self.textbox,
             "event_data": None,
         }
         if dependency["queue"] is False:
-            async with self.http.post(f"{self.url}{API}/run/predict", json=body) as answer:
-                answer.raise_for_status()
-                self._show(dependency, (await answer.json())["data"])
+            async with self.http.post(f"{self.url}{API}/run/predict", json=body) as response:
+                response.raise_for_status()
+                self._show(dependency, (await response.json())["data"])
         else:
-            await self._queued(dependency, body)
+            await self._call_through_queue(dependency, body)
 
-    async def _queued(self, dependency: dict[str, Any], body: dict[str, Any]) -> None:
-        async with self.http.post(f"{self.url}{API}/queue/join", json=body) as answer:
-            answer.raise_for_status()
-            event = (await answer.json())["event_id"]
-        state: list[Any] | None = None
-        async with self.http.get(
-            f"{self.url}{API}/queue/data", params={"session_hash": self.session_hash}
-        ) as events:
-            self.running = {
-                "session_hash": self.session_hash,
-                "fn_index": dependency["id"],
-                "event_id": event,
-            }
+    async def _call_through_queue(self, dependency: dict[str, Any], body: dict[str, Any]) -> None:
+        session = {"session_hash": self.session_hash}
+        async with self.http.post(f"{self.url}{API}/queue/join", json=body) as response:
+            response.raise_for_status()
+            event_id = (await response.json())["event_id"]
+        outputs: list[Any] | None = None
+        async with self.http.get(f"{self.url}{API}/queue/data", params=session) as events:
+            self.running = session | {"fn_index": dependency["id"], "event_id": event_id}
             async for line in events.content:
                 if not line.startswith(b"data: "):
                     continue
@@ -130,15 +124,15 @@ class Visitor:
                     data = message["output"].get("data")
                     if not message["success"]:
                         raise RuntimeError(str(message["output"]))
-                    if message["msg"] == "process_completed" and state is not None:
-                        data = None  # the browser has it all from the updates
+                    if message["msg"] == "process_completed" and outputs is not None:
+                        data = None  # repeats what the updates already delivered
                     if data is not None:
-                        state = (
-                            data
-                            if state is None
-                            else [_patched(old, new) for old, new in zip(state, data, strict=True)]
-                        )
-                        self._show(dependency, state)
+                        if outputs is None:
+                            outputs = data
+                        else:
+                            pairs = zip(outputs, data, strict=True)
+                            outputs = [_apply(edits, value) for value, edits in pairs]
+                        self._show(dependency, outputs)
                 if message["msg"] == "close_stream":
                     break
 
@@ -149,41 +143,38 @@ class Visitor:
                     continue
                 value = value["value"]
             self.values[id] = value
-        text = self._answer()
-        if len(text) > len(self.seen.text):
-            now = time.perf_counter() - self.began
-            self.seen.updates.append(now)
-            self.seen.done = now
-            self.seen.text = text
+        text = self._last_answer()
+        if len(text) > len(self.answer.text):
+            self.answer.done = time.perf_counter() - self.began
+            self.answer.updates.append(self.answer.done)
+            self.answer.text = text
 
-    def _answer(self) -> str:
-        """The text of the last answer on the page."""
+    def _last_answer(self) -> str:
+        """The text of the last answer in the chatbot."""
         for turn in reversed(self.values.get(self.chatbot) or []):
             if turn["role"] == "assistant" and not (turn.get("metadata") or {}).get("title"):
-                return turn["content"][0].get("text", "")  # what follows are the numbers beneath it
+                return turn["content"][0].get("text", "")  # our page shows figures after the text
             if turn["role"] == "user":
                 break
         return ""
 
 
-def _patched(old: Any, edits: list[list[Any]]) -> Any:
-    """One output after an update: Gradio's edits [action, path, value], in place."""
+def _apply(edits: list[list[Any]], output: Any) -> Any:
+    """Apply one of Gradio's diffs, a list of [action, path, value]. Nested values change in place."""
     for action, path, value in edits:
         if not path:
-            old = old + value if action == "append" else value
+            output = output + value if action == "append" else value
             continue
-        target = old
+        parent = output
         for step in path[:-1]:
-            target = target[step]
+            parent = parent[step]
         last = path[-1]
-        if action == "replace":
-            target[last] = value
-        elif action == "append":
-            target[last] += value
-        elif action == "add":
-            target.insert(int(last), value) if isinstance(target, list) else target.__setitem__(
-                last, value
-            )
+        if action == "append":
+            parent[last] += value
+        elif action == "add" and isinstance(parent, list):
+            parent.insert(int(last), value)
+        elif action in ("add", "replace"):
+            parent[last] = value
         elif action == "delete":
-            del target[last]
-    return old
+            del parent[last]
+    return output

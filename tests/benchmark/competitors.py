@@ -1,12 +1,17 @@
-"""The pages to compare with, each as its author would write it: `python tests/benchmark/competitors.py NAME URL PORT`.
+"""The pages we compare with, each written the way its author would write it.
+
+    python tests/benchmark/competitors.py NAME URL PORT
 
 load_chat      Gradio's one-liner for an OpenAI-compatible server
-generate_page  vLLM's small Gradio example: a text box over the completed text, streamed with requests
-interface      gr.ChatInterface with the async openai client, the usual tutorial
+generate_page  vLLM's small Gradio example, streaming with requests
+interface      gr.ChatInterface with the async openai client, as in most tutorials
+
+Each imports its client library itself, so that the memory of one page holds nothing of another.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import AsyncIterator, Iterator
 
@@ -20,20 +25,14 @@ def load_chat(url: str) -> gr.Blocks:
 
 
 def generate_page(url: str) -> gr.Blocks:
-    import json
-
     import requests
 
+    url = f"{url}/v1/chat/completions"
+
     def answer(message: str, history: list) -> Iterator[str]:
-        body = {
-            "model": MODEL,
-            "messages": [*_plain(history), {"role": "user", "content": message}],
-            "stream": True,
-        }
+        body = {"model": MODEL, "messages": messages(history, message), "stream": True}
         text = ""
-        with requests.post(
-            f"{url}/v1/chat/completions", json=body, stream=True, timeout=300
-        ) as response:
+        with requests.post(url, json=body, stream=True, timeout=300) as response:
             for line in response.iter_lines(chunk_size=8192, delimiter=b"\n\n"):
                 if line.startswith(b"data: {"):
                     for choice in json.loads(line[6:])["choices"]:
@@ -49,19 +48,22 @@ def interface(url: str) -> gr.Blocks:
     client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none")
 
     async def answer(message: str, history: list) -> AsyncIterator[str]:
-        messages = [*_plain(history), {"role": "user", "content": message}]
         text = ""
-        stream = await client.chat.completions.create(model=MODEL, messages=messages, stream=True)
-        async for event in stream:
-            if event.choices:
-                text += event.choices[0].delta.content or ""
+        stream = await client.chat.completions.create(
+            model=MODEL, messages=messages(history, message), stream=True
+        )
+        async for chunk in stream:
+            if chunk.choices:
+                text += chunk.choices[0].delta.content or ""
                 yield text
 
     return gr.ChatInterface(answer)
 
 
-def _plain(history: list) -> list[dict]:
-    return [{"role": turn["role"], "content": turn["content"][0]["text"]} for turn in history]
+def messages(history: list, message: str) -> list[dict]:
+    """The conversation in OpenAI's form: text only, without Gradio's metadata."""
+    turns = [{"role": turn["role"], "content": turn["content"][0]["text"]} for turn in history]
+    return [*turns, {"role": "user", "content": message}]
 
 
 if __name__ == "__main__":

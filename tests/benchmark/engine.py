@@ -1,10 +1,11 @@
-"""A scripted engine for load: vLLM's chat protocol at a set rate, hundreds of streams on a small part of one core.
+"""A scripted engine for load tests: vLLM's chat protocol at a fixed rate.
 
     python tests/benchmark/engine.py PORT TOKENS RATE
 
-Every stream gets TOKENS tokens at RATE a second, numbered, so that the other end can tell whether each arrived once
-and in order. A bare asyncio protocol: a web framework would be the bottleneck. `stream_interval` is honoured as vLLM
-does: the tokens of so many steps come in one event.
+Each stream sends TOKENS tokens at RATE per second. The tokens are numbered, so the other end can
+tell that each one arrived, once and in order. `stream_interval` works as in vLLM: that many tokens
+share one chunk. It is a bare asyncio protocol because a web framework would be the bottleneck:
+this way, hundreds of streams take a small part of one core.
 """
 
 from __future__ import annotations
@@ -20,14 +21,10 @@ def token(number: int) -> str:
     return f" t{number}"
 
 
-def event(text: str | None, **fields: object) -> bytes:
+def event(text: str | None, finish_reason: str | None = None, **fields: object) -> bytes:
+    """One server-sent event, a chat.completion.chunk."""
     delta = {} if text is None else {"content": text}
-    choice = {
-        "index": 0,
-        "delta": delta,
-        "logprobs": None,
-        "finish_reason": fields.pop("finish_reason", None),
-    }
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
     body = {
         "id": "chatcmpl-1",
         "object": "chat.completion.chunk",
@@ -35,11 +32,11 @@ def event(text: str | None, **fields: object) -> bytes:
         "model": MODEL,
         "choices": [choice],
     }
-    data = b"data: " + json.dumps(body | fields, separators=(",", ":")).encode() + b"\n\n"
-    return chunk(data)
+    data = json.dumps(body | fields, separators=(",", ":")).encode()
+    return http_chunk(b"data: " + data + b"\n\n")
 
 
-def chunk(data: bytes) -> bytes:
+def http_chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
@@ -58,23 +55,20 @@ class Engine(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.received += data
-        head, found, rest = self.received.partition(b"\r\n\r\n")
-        if not found:
+        head, separator, rest = self.received.partition(b"\r\n\r\n")
+        if not separator:
             return
-        lines = head.decode("latin-1").split("\r\n")
-        method, path, _ = lines[0].split(" ", 2)
-        headers = {
-            name.lower(): value.strip()
-            for name, _, value in (line.partition(":") for line in lines[1:])
-        }
+        request_line, *header_lines = head.decode("latin-1").split("\r\n")
+        method, path, _ = request_line.split(" ", 2)
+        fields = (line.partition(":") for line in header_lines)
+        headers = {name.lower(): value.strip() for name, _, value in fields}
         length = int(headers.get("content-length", 0))
         if len(rest) < length:
             return
         self.received = rest[length:]
         if method == "GET":
-            self.reply(
-                {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "vllm"}]}
-            )
+            model = {"id": MODEL, "object": "model", "owned_by": "vllm"}
+            self.reply({"object": "list", "data": [model]})
         elif "chat/completions" in path:
             body = json.loads(rest[:length])
             self.task = asyncio.ensure_future(self.stream(int(body.get("stream_interval", 1))))
@@ -83,22 +77,24 @@ class Engine(asyncio.Protocol):
 
     def reply(self, body: object) -> None:
         data = json.dumps(body).encode()
-        head = (
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-            % len(data)
+        self.transport.write(
+            b"HTTP/1.1 200 OK\r\n"
+            b"Content-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
         )
-        self.transport.write(head + data)
 
     async def stream(self, interval: int) -> None:
         self.transport.write(
-            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"HTTP/1.1 200 OK\r\n"
+            b"Content-Type: text/event-stream; charset=utf-8\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
         )
         self.transport.write(event(""))
         loop = asyncio.get_running_loop()
         began = loop.time()
         for start in range(0, self.tokens, interval):
             end = min(start + interval, self.tokens)
-            # The first token comes alone, as vLLM sends it, and every other when its last one is due.
+            # A chunk is sent when its last token is due.
             await asyncio.sleep(max(0.0, began + end / self.rate - loop.time()))
             self.transport.write(event("".join(token(number) for number in range(start, end))))
         usage = {
@@ -106,10 +102,9 @@ class Engine(asyncio.Protocol):
             "completion_tokens": self.tokens,
             "total_tokens": 10 + self.tokens,
         }
-        self.transport.write(
-            event(None, finish_reason="stop") + event(None, usage=usage, choices=[])
-        )
-        self.transport.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+        self.transport.write(event(None, finish_reason="stop"))
+        self.transport.write(event(None, usage=usage, choices=[]))
+        self.transport.write(http_chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
 
 
 async def serve(port: int) -> None:

@@ -1,13 +1,15 @@
-"""What the door costs: the engine asked directly, and through the Space's /v1, in one run.
+"""What the API gateway costs: the engine called directly, and through the Space's /v1.
 
     python tests/benchmark/gateway.py
 
-Two engines: the real one with the demo model, as ./start.sh boots it, which leaves one core to the door; and a scripted
-one of a set rate (engine.py), which leaves the door the time that an engine on a GPU would. So many streams run all
-the time, each the next answer after the last. The two sides take turns, so that whatever else the machine does falls on
-both. Printed are medians: the time from sending a request to the first event of its answer; tokens a second over all
-streams; and the ratio of each turn at the door to the turn at the engine beside it. The client reads plain sockets, to
-take little of the machine for itself.
+Two engines are measured: vLLM with the demo model, booted by ./start.sh, which reserves one core
+for the gateway; and a scripted one with a fixed rate (engine.py), which leaves the gateway as much
+CPU time as an engine on a GPU would. Each stream requests one answer after another.
+
+The two sides take turns, so that background load on the machine affects both. All figures are
+medians: the time from sending a request to the first chunk of its answer, the tokens/s of all
+streams together, and the ratio of each turn through the gateway to the direct turn next to it.
+The client reads plain sockets, to use little CPU time itself.
 """
 
 from __future__ import annotations
@@ -28,14 +30,16 @@ from urllib.parse import urlsplit
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
 from support.programs import API_KEY, START, Program, free_port
 
-TOKENS = (64, 192)  # of an answer: least and most
-PACED_TOKENS, PACE = 128, 50  # of an answer of the scripted engine, and its tokens a second
-ANSWERS = 4  # of each stream in one turn
+TOKENS = (64, 192)  # fewest and most tokens of an answer
 TURNS = {1: 12, 32: 6}  # streams -> turns of each side
-PACED_TURNS = {1: 1, 32: 2}
+SCRIPTED_TOKENS = 128  # of every answer
+SCRIPTED_RATE = 50  # tokens/s of each stream
+SCRIPTED_TURNS = {1: 1, 32: 2}
+ANSWERS = 4  # of each stream in one turn
 MESSAGES = [{"role": "user", "content": "Tell me everything about this Space."}]
 
 
@@ -46,11 +50,14 @@ class Side:
     url: str
     key: str
     model: str
-    first: list[float] = field(default_factory=list)  # seconds to the first event, of every stream
-    speed: list[float] = field(default_factory=list)  # tokens a second, of every turn
+    first_chunk: list[float] = field(default_factory=list)  # seconds, of every answer
+    tokens_per_second: list[float] = field(default_factory=list)  # of every turn
 
     async def answer(self, tokens: int) -> float:
-        """Ask for a chat answer of exactly so many tokens; the seconds to its first event. Raises RuntimeError."""
+        """Stream an answer of exactly `tokens` tokens; return the seconds to its first chunk.
+
+        Raises RuntimeError if the answer is incomplete.
+        """
         body = json.dumps(
             {
                 "model": self.model,
@@ -63,60 +70,71 @@ class Side:
         ).encode()
         address = urlsplit(self.url)
         head = (
-            f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address.netloc}\r\nAuthorization: Bearer {self.key}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            f"POST /v1/chat/completions HTTP/1.1\r\n"
+            f"Host: {address.netloc}\r\n"
+            f"Authorization: Bearer {self.key}\r\n"
+            f"Content-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n"
+            f"Connection: close\r\n\r\n"
         )
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
         began = time.perf_counter()
         writer.write(head.encode() + body)
         received = bytearray()
-        first = 0.0
+        first_chunk = 0.0
         while not received.endswith(b"0\r\n\r\n") and (data := await reader.read(65536)):
             received += data
-            if not first and b"data: " in received:
-                first = time.perf_counter() - began
+            if not first_chunk and b"data: " in received:
+                first_chunk = time.perf_counter() - began
         writer.close()
         if b"data: [DONE]" not in received or received.count(b'"finish_reason":"') != 1:
-            raise RuntimeError(
-                f"{self.url} did not give a whole answer:\n{received.decode(errors='replace')[-2000:]}"
-            )
-        return first
+            end = received.decode(errors="replace")[-2000:]
+            raise RuntimeError(f"{self.url} sent an incomplete answer:\n{end}")
+        return first_chunk
 
-    async def stream(self, wait: float, lengths: list[int]) -> None:
-        await asyncio.sleep(wait)
+    async def stream(self, delay: float, lengths: list[int]) -> None:
+        await asyncio.sleep(delay)
         for number, tokens in enumerate(lengths):
-            first = await self.answer(tokens)
-            if number or len(lengths) == 1:
-                self.first.append(first)  # not the one with which all streams begin at once
+            first_chunk = await self.answer(tokens)
+            if number or len(lengths) == 1:  # all streams start at once: leave out that rush
+                self.first_chunk.append(first_chunk)
 
-    async def turn(self, streams: int, seed: int, paced: bool) -> None:
-        """The same work for the same seed. Streams do not keep step: answers differ in length, or in their start."""
-        dice = random.Random(seed)
-        waits = [dice.uniform(0, PACED_TOKENS / PACE) if paced else 0 for _ in range(streams)]
-        work = [
-            [PACED_TOKENS if paced else dice.randint(*TOKENS) for _ in range(ANSWERS)]
+    async def turn(self, streams: int, seed: int, scripted: bool) -> None:
+        """Do the work of this seed, the same for both sides.
+
+        To keep the streams out of step, answers differ in length, or streams in their start.
+        """
+        rng = random.Random(seed)
+        spread = SCRIPTED_TOKENS / SCRIPTED_RATE
+        delays = [rng.uniform(0, spread) if scripted else 0 for _ in range(streams)]
+        lengths = [
+            [SCRIPTED_TOKENS if scripted else rng.randint(*TOKENS) for _ in range(ANSWERS)]
             for _ in range(streams)
         ]
         began = time.perf_counter()
-        await asyncio.gather(*map(self.stream, waits, work))
-        self.speed.append(sum(map(sum, work)) / (time.perf_counter() - began))
+        await asyncio.gather(*map(self.stream, delays, lengths))
+        self.tokens_per_second.append(sum(map(sum, lengths)) / (time.perf_counter() - began))
 
 
-async def measure(name: str, engine: Side, door: Side, paced: bool = False) -> None:
-    """Print the rows of the table."""
-    for streams, turns in PACED_TURNS.items() if paced else TURNS.items():
-        for side in (engine, door):
-            await side.turn(streams, 0, paced)  # warm
-            side.first.clear()
-            side.speed.clear()
+async def measure(name: str, direct: Side, gateway: Side, scripted: bool = False) -> None:
+    """Print this engine's rows of the table."""
+    sides = (direct, gateway)
+    for streams, turns in (SCRIPTED_TURNS if scripted else TURNS).items():
+        for side in sides:  # warm up
+            await side.turn(streams, 0, scripted)
+            side.first_chunk.clear()
+            side.tokens_per_second.clear()
         for number in range(turns):
-            for side in (engine, door) if number % 2 else (door, engine):
-                await side.turn(streams, number, paced)
-        first = [median(side.first) * 1000 for side in (engine, door)]
-        ratio = median(there / here for there, here in zip(door.speed, engine.speed, strict=True))
+            for side in sides if number % 2 else reversed(sides):
+                await side.turn(streams, number, scripted)
+        first = [median(side.first_chunk) * 1000 for side in sides]
+        speed = [median(side.tokens_per_second) for side in sides]
+        turn_pairs = zip(gateway.tokens_per_second, direct.tokens_per_second, strict=True)
+        ratio = median(through_gateway / straight for through_gateway, straight in turn_pairs)
         print(
-            f"| {name} | {streams} | {first[0]:.1f} ms | {first[1]:.1f} ms | {first[1] - first[0]:+.1f} ms "
-            f"| {median(engine.speed):.0f} | {median(door.speed):.0f} | {ratio:.3f} |",
+            f"| {name} | {streams} "
+            f"| {first[0]:.1f} ms | {first[1]:.1f} ms | {first[1] - first[0]:+.1f} ms "
+            f"| {speed[0]:.0f} | {speed[1]:.0f} | {ratio:.3f} |",
             flush=True,
         )
 
@@ -131,43 +149,51 @@ def running(*command: str, url: str, **variables: str) -> Iterator[Program]:
         program.stop()
 
 
-def come_first() -> None:
-    """Linux shares the cores out by session: the client, in one of its own, must not be what is waited for."""
+def prioritize_client() -> None:
+    """Linux shares the cores among sessions. Favour the client's, so that it isn't a bottleneck."""
     with suppress(OSError):
         Path("/proc/self/autogroup").write_text("-20")
 
 
+def engine_key(space: Program) -> str:
+    """The key that ./start.sh generated for its engine."""
+    for process in space.family():
+        if any("app.py" in argument for argument in process.cmdline()):
+            return process.environ()["MODEL_API_KEY"]
+    raise RuntimeError("app.py is not running")
+
+
 def main() -> None:
-    come_first()
+    prioritize_client()
     port, engine_port = free_port(), free_port()
-    url, engine = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{engine_port}"
+    url, engine_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{engine_port}"
     print(
-        f"{TOKENS[0]} to {TOKENS[1]} tokens an answer, or {PACED_TOKENS}; {psutil.cpu_count()} cores\n"
+        f"{TOKENS[0]} to {TOKENS[1]} tokens per answer (scripted: {SCRIPTED_TOKENS}), "
+        f"{psutil.cpu_count()} cores\n"
     )
-    print("| engine | streams | first event: engine | door | | tokens/s: engine | door | ratio |")
+    print(
+        "| engine | streams | first chunk p50: direct | through the gateway | difference "
+        "| tokens/s: direct | through the gateway | ratio |"
+    )
     print("|---|---|---|---|---|---|---|---|")
 
-    scripted = str(Path(__file__).with_name("engine.py"))
-    paced = Program(
-        [sys.executable, scripted, str(engine_port), str(PACED_TOKENS), str(PACE)],
-        Path(os.devnull),
-        {},
-    )
+    script = [sys.executable, str(HERE / "engine.py")]
+    arguments = f"{engine_port} {SCRIPTED_TOKENS} {SCRIPTED_RATE}".split()
+    engine = Program([*script, *arguments], Path(os.devnull), {})
     page = (sys.executable, "app.py", "--port", str(port))
     try:
-        with running(*page, url=url, MODEL_URL=engine, API_KEYS=API_KEY):
-            sides = Side(engine, "", "benchmark"), Side(url, API_KEY, "benchmark")
-            asyncio.run(measure(f"scripted, {PACE} tokens/s a stream", *sides, paced=True))
+        with running(*page, url=url, MODEL_URL=engine_url, API_KEYS=API_KEY):
+            direct, gateway = Side(engine_url, "", "benchmark"), Side(url, API_KEY, "benchmark")
+            name = f"scripted, {SCRIPTED_RATE} tokens/s per stream"
+            asyncio.run(measure(name, direct, gateway, scripted=True))
     finally:
-        paced.stop()
+        engine.stop()
 
     start = (*START, "--port", str(port))
     with running(*start, url=url, ENGINE_PORT=str(engine_port), API_KEYS=API_KEY) as space:
-        app = next(one for one in space.family() if any("app.py" in part for part in one.cmdline()))
-        key, model = app.environ()["MODEL_API_KEY"], "vllm-space-demo"
-        asyncio.run(
-            measure("vLLM, the demo model", Side(engine, key, model), Side(url, API_KEY, model))
-        )
+        model = "vllm-space-demo"
+        direct, gateway = Side(engine_url, engine_key(space), model), Side(url, API_KEY, model)
+        asyncio.run(measure("vLLM, demo model", direct, gateway))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def test_in_mid_answer(space, url, leave, streams):
             answers = [
                 asyncio.create_task(visitor.ask("Tell me everything.")) for visitor in visitors
             ]
-            await until(lambda: all(visitor.seen.text for visitor in visitors))
+            await until(lambda: all(visitor.answer.text for visitor in visitors))
             assert at_work(space.engine_url) > 0
             began = time.monotonic()
             await leave(visitors, answers)

@@ -36,7 +36,7 @@ def test_the_engine_fetches_nothing_that_a_request_names():
         line = [
             *command.command_line(settings.Settings(_env_file=None), [])[3:],
             f"{site.url}/picture.png",
-            client.PICTURE,
+            client.TEST_IMAGE,
         ]
         done = subprocess.run(
             [sys.executable, "-c", FETCH, *line], capture_output=True, text=True, timeout=120

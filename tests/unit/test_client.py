@@ -13,7 +13,7 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
 
 
 def collect(engine: ScriptedEngine, sampling: dict | None = None, prompt: str | None = None) -> str:
-    model = client.models(client.server(engine.url))[0]
+    model = client.models(client.Server.from_url(engine.url))[0]
     stream = (
         client.complete(model, prompt, sampling or {})
         if prompt
@@ -24,7 +24,7 @@ def collect(engine: ScriptedEngine, sampling: dict | None = None, prompt: str | 
 
 def test_chat_streams_what_the_engine_sent_with_its_end_and_its_numbers():
     with ScriptedEngine(lambda path, body: chat_stream("Hel", "lo ", "wörld")).running() as engine:
-        model = client.models(client.server(engine.url))[0]
+        model = client.models(client.Server.from_url(engine.url))[0]
         chunks = list(client.chat(model, MESSAGES, {"max_tokens": 5}))
     assert "".join(chunk.text for chunk in chunks) == "Hello wörld"
     assert [chunk.finish_reason for chunk in chunks if chunk.finish_reason] == ["stop"]
@@ -56,7 +56,9 @@ def test_reasoning_comes_apart_from_the_answer(field):
         yield from chat_stream("Yes")
 
     with ScriptedEngine(script).running() as engine:
-        chunks = list(client.chat(client.models(client.server(engine.url))[0], MESSAGES, {}))
+        chunks = list(
+            client.chat(client.models(client.Server.from_url(engine.url))[0], MESSAGES, {})
+        )
     assert "".join(chunk.reasoning for chunk in chunks) == "Hmm"
     assert "".join(chunk.text for chunk in chunks) == "Yes"
 
@@ -79,7 +81,10 @@ def test_the_legacy_server_echoes_the_prompt_and_sends_everything_so_far(separat
             yield json.dumps({"text": [body["prompt"] + text]}).encode() + separator
 
     with ScriptedEngine(script, models=None).running() as engine:
-        assert client.models(client.server(f"{engine.url}/generate"))[0].protocol == "generate"
+        assert (
+            client.models(client.Server.from_url(f"{engine.url}/generate"))[0].protocol
+            == "generate"
+        )
         assert collect(engine, prompt="Say: ", sampling={"temperature": 0}) == "Hello \U0001f600"
         assert collect(engine) == "Hello \U0001f600"
     (path, _, completion), (_, _, chat) = engine.requests
@@ -92,12 +97,14 @@ def test_the_legacy_server_echoes_the_prompt_and_sends_everything_so_far(separat
 @pytest.mark.parametrize("address", ["{}", "{}/", "{}/v1", "{}/v1/", "{}/generate"])
 def test_every_form_of_the_address_works(address):
     with ScriptedEngine(lambda path, body: chat_stream("ok")).running() as engine:
-        assert client.models(client.server(address.format(engine.url)))[0].name == "scripted"
+        assert (
+            client.models(client.Server.from_url(address.format(engine.url)))[0].name == "scripted"
+        )
 
 
 def test_the_key_is_sent_and_never_shown():
     with ScriptedEngine(lambda path, body: chat_stream("ok")).running() as engine:
-        server = client.server(engine.url, api_key="key-marked")
+        server = client.Server.from_url(engine.url, api_key="key-marked")
         list(client.chat(client.models(server)[0], MESSAGES, {}))
     assert engine.requests[0][1]["Authorization"] == "Bearer key-marked"
     assert "marked" not in repr(server)
@@ -105,7 +112,7 @@ def test_the_key_is_sent_and_never_shown():
 
 def test_an_engine_that_is_not_there_is_unreachable():
     with pytest.raises(errors.Unreachable, match="cannot be reached"):
-        client.models(client.server("http://127.0.0.1:9"))
+        client.models(client.Server.from_url("http://127.0.0.1:9"))
 
 
 def test_closing_the_stream_closes_the_connection():
@@ -113,7 +120,7 @@ def test_closing_the_stream_closes_the_connection():
         lambda path, body: chat_stream(*["x"] * 1000, every=0.01)
     ).running() as engine:
         with closing(
-            client.chat(client.models(client.server(engine.url))[0], MESSAGES, {})
+            client.chat(client.models(client.Server.from_url(engine.url))[0], MESSAGES, {})
         ) as chunks:
             next(chunks)
             next(chunks)
@@ -124,13 +131,13 @@ def test_a_catalog_leaves_out_a_server_that_is_down_and_says_so():
     with ScriptedEngine(models=["one", "two"]).running() as engine:
         catalog = Catalog(
             [
-                client.server(engine.url, label="up"),
-                client.server("http://127.0.0.1:9", label="off"),
+                client.Server.from_url(engine.url, label="up"),
+                client.Server.from_url("http://127.0.0.1:9", label="off"),
             ]
         )
         assert [model.label for model in catalog.models()] == ["one (up)", "two (up)"]
         assert list(catalog.problems()) == ["off"]
         assert catalog.find("two (up)").name == "two"
         assert catalog.find().name == "one"
-        with pytest.raises(errors.Refused, match="no model 'three'"):
+        with pytest.raises(errors.Rejected, match="no model 'three'"):
             catalog.find("three")

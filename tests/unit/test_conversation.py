@@ -6,7 +6,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from vllm_space import errors
-from vllm_space.client import PICTURE
+from vllm_space.client import TEST_IMAGE
 from vllm_space.page import conversation
 from vllm_space.streaming import Answer
 
@@ -18,7 +18,7 @@ HISTORY = [
             text="Four\n",
             finish_reason="length",
             usage={"completion_tokens": 5},
-            first_token_after=0.1,
+            ttft=0.1,
             elapsed=1,
         ),
         ended=True,
@@ -49,11 +49,11 @@ def test_export_and_import_give_the_same_conversation(tmp_path):
 
 
 def test_a_picture_survives_export_and_import(tmp_path):
-    picture = {"type": "image_url", "image_url": {"url": PICTURE}}
+    picture = {"type": "image_url", "image_url": {"url": TEST_IMAGE}}
     messages = [{"role": "user", "content": [picture, {"type": "text", "text": "What is it?"}]}]
     history, _ = conversation.from_json(messages, str(tmp_path))
     assert conversation.to_messages(history) == messages
-    assert PICTURE in conversation.to_markdown(history)
+    assert TEST_IMAGE in conversation.to_markdown(history)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_picture_survives_export_and_import(tmp_path):
     ],
 )
 def test_a_file_that_is_no_conversation_is_refused(junk, tmp_path):
-    with pytest.raises(errors.Refused, match="not a conversation"):
+    with pytest.raises(errors.Rejected, match="not a conversation"):
         conversation.from_json(junk, str(tmp_path))
 
 
@@ -95,7 +95,7 @@ def test_text_files_are_quoted_under_their_names_and_bounded(tmp_path):
         (binary, "not a text file"),
         (picture, "takes no images"),
     ):
-        with pytest.raises(errors.Refused, match=why):
+        with pytest.raises(errors.Rejected, match=why):
             conversation.question("Sum up", [str(file)], images=False)
 
 

@@ -16,7 +16,7 @@ INTERNAL = "Something went wrong on this page's side. Try again; the log of the 
 
 @handler
 def refuse(text: str) -> str:
-    raise errors.Refused(f"{text} is not here.")
+    raise errors.Rejected(f"{text} is not here.")
 
 
 @handler
@@ -43,7 +43,7 @@ def client() -> Iterator[TestClient]:
         button, number = gr.Button(), gr.JSON()
         for function in HANDLERS:
             button.click(function, number, number, **UNQUEUED_RAW)
-    gradio_app.refuse_unknown_events()
+    gradio_app.reject_unknown_events()
     demo.show_error = False  # as launch has it
     app = gradio_app.GradioApp(lambda app: app, middleware=[Middleware(gradio_app.ErrorMiddleware)])
     yield TestClient(gr.routes.App.create_app(demo, app=app), raise_server_exceptions=False)

@@ -42,7 +42,7 @@ def test_the_engine_is_asked_only_when_somebody_looks_and_once_a_second_at_most(
         metrics=lambda: asked.append(1) or TEXT.format(prompt=1, generation=len(asked))
     )
     with engine.running():
-        recorder = metrics.Recorder(client.server(engine.url))
+        recorder = metrics.Recorder(client.Server.from_url(engine.url))
         assert asked == []
         recorder.points()
         recorder.points()
@@ -53,8 +53,8 @@ def test_the_engine_is_asked_only_when_somebody_looks_and_once_a_second_at_most(
 
 def test_a_server_without_metrics_has_no_points():
     with ScriptedEngine().running() as engine:
-        assert metrics.Recorder(client.server(engine.url)).points() == []
-    assert metrics.Recorder(client.server("http://127.0.0.1:9")).points() == []
+        assert metrics.Recorder(client.Server.from_url(engine.url)).points() == []
+    assert metrics.Recorder(client.Server.from_url("http://127.0.0.1:9")).points() == []
 
 
 def test_however_many_look_one_asks():
@@ -66,7 +66,7 @@ def test_however_many_look_one_asks():
         time.sleep(0.05)
         return len(asked)
 
-    shared = metrics.Shared(ask)
+    shared = metrics.Cached(ask)
     with ThreadPoolExecutor(20) as viewers:
         assert set(viewers.map(lambda _: shared.get(), range(20))) == {1}
     assert len(asked) == 1

@@ -12,7 +12,9 @@ from vllm_space.streaming import Answer, Streams
 
 def stream(engine: ScriptedEngine) -> client.Stream:
     return client.chat(
-        client.models(client.server(engine.url))[0], [{"role": "user", "content": "Hi"}], {}
+        client.models(client.Server.from_url(engine.url))[0],
+        [{"role": "user", "content": "Hi"}],
+        {},
     )
 
 

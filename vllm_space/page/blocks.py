@@ -27,5 +27,5 @@ class Blocks(gr.Blocks):
             raise
         except Exception as error:
             log.info("a request was rejected: %s", type(error).__name__)
-            raise gr.Error(str(errors.meaningless()), print_exception=False) from None
+            raise gr.Error(str(errors.malformed_request()), print_exception=False) from None
         return values

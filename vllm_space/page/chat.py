@@ -341,7 +341,7 @@ class ChatTab:
 
     def _write(self, history: History, ending: str, content: str) -> str:
         if not history:
-            raise errors.Refused("There is nothing to export yet.")
+            raise errors.Rejected("There is nothing to export yet.")
         name = re.sub(r"\W+", "-", conversation.title(history)).strip("-") or "conversation"
         path = Path(tempfile.mkdtemp(dir=Path(self.chatbot.GRADIO_CACHE)), f"{name}.{ending}")
         path.write_text(content, encoding="utf-8")

@@ -84,7 +84,7 @@ class CompareTab:
     ) -> Iterator[list[History]]:
         """The answers of all columns to the prompt, as they grow."""
         if not prompt.strip():
-            raise errors.Refused("Type a prompt first.")
+            raise errors.Rejected("Type a prompt first.")
         history = [conversation.message("user", prompt)]
         shown = max(1, min(shown, COLUMNS))
         *columns, common = self._by_column(shown, values)

@@ -1,7 +1,7 @@
 """A conversation in its forms: as gr.Chatbot holds it, as the engine is sent it, as Markdown, and as OpenAI-style JSON.
 
 The JSON is also what the visitor's browser keeps. A user's message is its text and pictures; an assistant's is its
-text and, small beneath it, the numbers. What has a title is a note of the page (thinking, an error). Raises Refused
+text and, small beneath it, the numbers. What has a title is a note of the page (thinking, an error). Raises Rejected
 for a file that is no conversation or cannot be taken. Knows no component and no server.
 """
 
@@ -75,13 +75,13 @@ def _picture(path: str) -> dict[str, Any]:
 def question(text: str, files: list[str], images: bool) -> dict[str, Any]:
     """The user's message: the text, text files quoted in it under their names, and pictures beside it.
 
-    `images` says whether the model takes those. Raises Refused for a file that cannot be sent.
+    `images` says whether the model takes those. Raises Rejected for a file that cannot be sent.
     """
     pictures = []
     for path in map(Path, files):
         if mimetypes.guess_type(path.name)[0] in IMAGE_TYPES:
             if not images:
-                raise errors.Refused(f"{path.name} cannot be sent: this model takes no images.")
+                raise errors.Rejected(f"{path.name} cannot be sent: this model takes no images.")
             _check_size(path, IMAGE_LIMIT)
             pictures.append(_picture(str(path)))
         else:
@@ -89,7 +89,7 @@ def question(text: str, files: list[str], images: bool) -> dict[str, Any]:
             try:
                 content = path.read_text(encoding="utf-8")
             except UnicodeDecodeError:
-                raise errors.Refused(
+                raise errors.Rejected(
                     f"{path.name} cannot be sent: it is not a text file."
                 ) from None
             text = f"{text}\n\n{_quoted(path.name, content)}".lstrip()
@@ -98,7 +98,9 @@ def question(text: str, files: list[str], images: bool) -> dict[str, Any]:
 
 def _check_size(path: Path, limit: int) -> None:
     if path.stat().st_size > limit:
-        raise errors.Refused(f"{path.name} cannot be sent: it is larger than {limit // 1024:,} kB.")
+        raise errors.Rejected(
+            f"{path.name} cannot be sent: it is larger than {limit // 1024:,} kB."
+        )
 
 
 def _quoted(name: str, content: str) -> str:
@@ -122,7 +124,9 @@ def shown(answer: Answer, ended: bool = False, before: str = "") -> History:
     elif answer.reasoning and not before:
         done = ended or bool(answer.text)
         took = (
-            {"duration": round(answer.thinking_time, 1)} if answer.thinking_time is not None else {}
+            {"duration": round(answer.reasoning_time, 1)}
+            if answer.reasoning_time is not None
+            else {}
         )
         title = THOUGHT if done else "Thinking"
         found.append(
@@ -165,10 +169,10 @@ def _tokens(answer: Answer) -> int:
 
 def numbers(answer: Answer) -> str:
     """Tokens, speed and time to first token of an answer, small."""
-    if not _tokens(answer) or answer.first_token_after is None:
+    if not _tokens(answer) or answer.ttft is None:
         return ""
     speed = _tokens(answer) / max(answer.elapsed, 1e-3)
-    return f"{_tokens(answer):,} tokens · {speed:,.0f} tokens/s · first after {answer.first_token_after:.2f} s"
+    return f"{_tokens(answer):,} tokens · {speed:,.0f} tokens/s · first after {answer.ttft:.2f} s"
 
 
 def is_note(one: dict[str, Any]) -> bool:
@@ -186,10 +190,10 @@ def text(one: dict[str, Any]) -> str:
 
 
 def turn(history: History, index: Any) -> int:
-    """Index of the user's message that an event on the conversation is about. Raises Refused if it is not there."""
+    """Index of the user's message that an event on the conversation is about. Raises Rejected if it is not there."""
     found = index[0] if isinstance(index, (list, tuple)) and index else index
     if not history or not isinstance(found, int):
-        raise errors.Refused("This message is no longer part of the conversation.")
+        raise errors.Rejected("This message is no longer part of the conversation.")
     found = max(0, min(found, len(history) - 1))
     while found > 0 and history[found]["role"] != "user":
         found -= 1
@@ -197,16 +201,16 @@ def turn(history: History, index: Any) -> int:
 
 
 def unfinished(history: History) -> History:
-    """The conversation, if it ends with an answer that can be continued. Raises Refused otherwise."""
+    """The conversation, if it ends with an answer that can be continued. Raises Rejected otherwise."""
     if not history or history[-1]["role"] != "assistant":
-        raise errors.Refused("There is no answer to continue.")
+        raise errors.Rejected("There is no answer to continue.")
     return history
 
 
 def example(value: Any) -> str:
-    """The question of an example that was chosen. Raises Refused if it is none."""
+    """The question of an example that was chosen. Raises Rejected if it is none."""
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-        raise errors.Refused("This is not one of the examples.")
+        raise errors.Rejected("This is not one of the examples.")
     return str(value["text"])
 
 
@@ -284,7 +288,7 @@ def to_json(history: History, system_prompt: str = "") -> list[Message]:
 
 
 def from_json(messages: Any, cache: str) -> tuple[History, str]:
-    """(history, system prompt) of OpenAI-style messages. Raises Refused where they are none.
+    """(history, system prompt) of OpenAI-style messages. Raises Rejected where they are none.
 
     Pictures, which must be data URLs, become files under the folder `cache`.
     """
@@ -312,14 +316,14 @@ def from_json(messages: Any, cache: str) -> tuple[History, str]:
             content = [*([_part(said)] if said or not pictures else []), *pictures]
             history.append({"role": one["role"], "content": content, "metadata": None})
     except (TypeError, KeyError, ValueError, AttributeError, OSError):
-        raise errors.Refused(
+        raise errors.Rejected(
             'This is not a conversation: use a JSON list of messages, each {"role": "user", "content": "text"}.'
         ) from None
     return history, system_prompt
 
 
 def read_file(path: str, cache: str) -> tuple[History, str]:
-    """(history, system prompt) of an exported JSON file. Raises Refused where it is none."""
+    """(history, system prompt) of an exported JSON file. Raises Rejected where it is none."""
     try:
         messages = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

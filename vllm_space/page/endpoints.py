@@ -106,7 +106,7 @@ def add_endpoints(controls: Controls) -> None:
 
 
 def _turns(history: Any) -> list[Message]:
-    """Earlier messages that a program sent, without what an engine does not need. Raises Refused if they are none."""
+    """Earlier messages that a program sent, without what an engine does not need. Raises Rejected if they are none."""
     if not isinstance(history, list) or not all(isinstance(each, dict) for each in history):
         raise errors.bad_message()
     return [{"role": each.get("role"), "content": each.get("content")} for each in history]

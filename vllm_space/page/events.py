@@ -66,7 +66,7 @@ def handler(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which raises Refused for arguments that its annotations do not allow."""
+    """The function, which raises Rejected for arguments that its annotations do not allow."""
     validated = validate_call(config={"arbitrary_types_allowed": True})(function)
 
     @functools.wraps(function)
@@ -76,7 +76,7 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
         except ValidationError as error:
             if error.title != function.__qualname__:  # raised within it
                 raise
-            raise errors.meaningless() from None
+            raise errors.malformed_request() from None
 
     return call
 
@@ -133,11 +133,11 @@ def http(request: gr.Request) -> Request:
 
 
 def event_value(data: gr.EventData, name: str) -> Any:
-    """What the browser says of an event, such as the index of the message it is about. Raises Refused if it does not.
+    """What the browser says of an event, such as the index of the message it is about. Raises Rejected if it does not.
 
     gradio 6.31: gr.SelectData and the like raise whatever they raise for an event without data.
     """
     values = data._data
     if not isinstance(values, dict) or name not in values:
-        raise errors.meaningless()
+        raise errors.malformed_request()
     return values[name]

@@ -12,7 +12,7 @@ import pandas as pd
 
 from vllm_space import auth, errors, hardware, run_dir
 from vllm_space.client import Model
-from vllm_space.metrics import Point, Recorder, Shared
+from vllm_space.metrics import Cached, Point, Recorder
 from vllm_space.page.controls import Controls
 from vllm_space.page.events import UNQUEUED, handler, http
 from vllm_space.page.javascript import call
@@ -37,7 +37,7 @@ class StatusTab:
         self.controls = controls
         self.config = controls.config
         self.sign_in = sign_in
-        self.gpus = Shared(lambda: hardware.gpus(self.config.engine_device))
+        self.gpus = Cached(lambda: hardware.gpus(self.config.engine_device))
         self.recorders = {server: Recorder(server) for server in controls.catalog.servers}
 
     def tab(self) -> None:
