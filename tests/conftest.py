@@ -122,7 +122,7 @@ def chromium() -> Iterator[object]:
 
 @pytest.fixture
 def visit(chromium):
-    """Open a URL as a visitor: visit(url) -> Page. Fails if a page sends a request to another host."""
+    """Open a URL in Chromium: visit(url) -> Page. Fails if the page contacts another host."""
     from playwright.sync_api import expect
 
     contexts, requested = [], []
