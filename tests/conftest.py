@@ -19,7 +19,7 @@ import requests
 pytest.register_assert_rewrite("support")
 
 from support import unprivileged  # noqa: E402
-from support.programs import API_KEY, ROOT, START, Program, Space, free_port, wait_for  # noqa: E402
+from support.programs import ROOT, Program, Space, booted_space, free_port, wait_for  # noqa: E402
 
 if TYPE_CHECKING:  # the fast tests run without Playwright
     from playwright.sync_api import Page
@@ -90,22 +90,8 @@ def shared_page(shared_program: Callable[..., Program]) -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
     """A Space on a real vLLM with the demo model. Booting takes 40 s, so all tests share it."""
-    port, engine_port = free_port(), free_port()
-    log = tmp_path_factory.mktemp("space") / "start.log"
-    env = {"ENGINE_PORT": str(engine_port), "API_KEYS": f"tester:{API_KEY}"}
-    running = Program([*START, "--port", str(port)], log, env)
-    try:
-        running.wait_until_up(f"http://127.0.0.1:{port}")
-        app = next(
-            process
-            for process in running.family()
-            if any("app.py" in word for word in process.cmdline())
-        )
-        key = app.environ()["MODEL_API_KEY"]
-        yield Space(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{engine_port}", key, running)
-        running.check_clean_end()
-    finally:
-        running.stop()
+    with booted_space(tmp_path_factory.mktemp("space") / "start.log") as space:
+        yield space
 
 
 @pytest.fixture(scope="session")

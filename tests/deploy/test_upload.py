@@ -195,5 +195,5 @@ def test_an_upload_with_a_card_against_the_rules_is_refused(checkout, hub, line,
         (checkout / "README.md").write_text(card)
         done = upload(UPLOAD, checkout, hub.url)
         assert done.returncode != 0
-        assert re.search(r"emoji may not be 'rocket'", done.stderr + done.stdout)
+        assert re.search(r"emoji cannot be 'rocket'", done.stderr + done.stdout)
         assert hub.files == {}

@@ -14,7 +14,7 @@ import requests
 import schemathesis
 from schemathesis import GenerationMode
 
-from support.programs import API_KEY, KEY, MODEL, TESTS, Space, at_work, wait_for
+from support.programs import API_KEY, KEY, MODEL, TESTS, Space, active_requests, wait_for
 from vllm_space.gateway import ALLOWED, TOKEN_FIELDS
 
 QUESTION = "How do I use another model?"
@@ -160,7 +160,7 @@ def test_an_answer_has_the_engines_own_bytes(space, path, body):
 
 @pytest.mark.parametrize("stream", [True, False], ids=["in mid-stream", "before the first byte"])
 def test_a_client_that_leaves_ends_the_engines_work(space, stream):
-    wait_for(lambda: at_work(space.engine_url) == 0, 30, "an idle engine")
+    wait_for(lambda: active_requests(space.engine_url) == 0, 30, "an idle engine")
     body = CHAT | {"max_tokens": 1900, "ignore_eos": True, "stream": stream}  # many seconds of work
     connection = http.client.HTTPConnection(space.url.removeprefix("http://"), timeout=30)
     connection.request(
@@ -168,10 +168,10 @@ def test_a_client_that_leaves_ends_the_engines_work(space, stream):
     )
     if stream:
         assert connection.getresponse().read(100)
-    wait_for(lambda: at_work(space.engine_url) == 1, 5, "the engine at work")
+    wait_for(lambda: active_requests(space.engine_url) == 1, 5, "the engine at work")
     connection.sock.shutdown(socket.SHUT_RDWR)
     connection.close()
-    wait_for(lambda: at_work(space.engine_url) == 0, 1, "the end of the engine's work")
+    wait_for(lambda: active_requests(space.engine_url) == 0, 1, "the end of the engine's work")
 
 
 # -- the engine's own document ---------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from support.programs import (
     TESTS,
     Program,
     Space,
-    at_work,
+    active_requests,
     free_port,
     wait_for,
 )
@@ -110,7 +110,7 @@ def test_one_of_two_replicas_behind_the_router_may_die(program, page):
         "both replicas behind the router",
     )
     streams = [LongStream(url, QUESTION) for _ in range(STREAMS)]
-    wait_for(lambda: at_work(first) > 1, 60, "the doomed replica's streams")
+    wait_for(lambda: active_requests(first) > 1, 60, "the doomed replica's streams")
     for process in doomed.family():
         process.kill()
 

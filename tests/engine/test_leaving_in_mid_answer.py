@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from support.programs import at_work
+from support.programs import active_requests
 from support.visitors import LIMIT, arrive, connections, gone, in_a_thread, stopped, until
 
 
@@ -26,10 +26,10 @@ def test_in_mid_answer(space, url, leave, streams):
                 asyncio.create_task(visitor.ask("Tell me everything.")) for visitor in visitors
             ]
             await until(lambda: all(visitor.answer.text for visitor in visitors))
-            assert at_work(space.engine_url) > 0
+            assert active_requests(space.engine_url) > 0
             began = time.monotonic()
             await leave(visitors, answers)
-            await until(lambda: at_work(space.engine_url) == 0)
+            await until(lambda: active_requests(space.engine_url) == 0)
             took = time.monotonic() - began
             ended = await asyncio.gather(*answers, return_exceptions=True)
             if leave is stopped:  # the page is told that it is over, and goes on

@@ -11,7 +11,7 @@ import requests
 from playwright.sync_api import expect
 
 from support.chromium import ANSWER, NUMBERS, ask
-from support.programs import API_KEY, START, at_work, free_port, wait_for
+from support.programs import API_KEY, START, active_requests, free_port, wait_for
 from vllm_space.page import snippets
 
 STOP = """() => {
@@ -57,7 +57,7 @@ def test_a_question_of_the_examples_is_answered_and_the_answer_grows(space, visi
     assert len(set(sizes)) > 1, "the answer came in one piece"
     assert sizes[-1] > sizes[0]
     expect(answer).to_contain_text("MODEL_ID")
-    assert re.search(r"\d+ tokens · \d+ tokens/s · first after", page.locator(NUMBERS).inner_text())
+    assert re.search(r"\d+ tokens · \d+ tokens/s · first token after", page.locator(NUMBERS).inner_text())
 
 
 def test_a_chat_of_three_turns_with_edit_and_retry(space, visit):
@@ -92,7 +92,7 @@ def test_stop_frees_the_engine(space, visit):
     with tab.expect_request("**/cancel"):
         tab.wait_for_function(STOP)  # in the browser, at once: the demo model is fast
     # It takes 0.1 s (test_leaving_in_mid_answer.py measures it over the protocol); a busy machine is given more.
-    wait_for(lambda: at_work(space.engine_url) == 0, 3, "the end of the generation")
+    wait_for(lambda: active_requests(space.engine_url) == 0, 3, "the end of the generation")
     assert tab.locator(ANSWER).last.inner_text()
 
 
@@ -146,7 +146,7 @@ def test_completion_goes_on_in_place_and_can_be_undone(space, visit):
     text.fill("This Space")
     tab.get_by_role("button", name="Complete").click()
     expect(text).to_have_value(re.compile(r"^This Space .{20}", re.DOTALL), timeout=30_000)
-    expect(tab.locator(".numbers").first).to_contain_text("tokens/s", timeout=30_000)
+    expect(tab.locator(".stats").first).to_contain_text("tokens/s", timeout=30_000)
     tab.get_by_role("button", name="Undo").click()
     expect(text).to_have_value("This Space")
 
@@ -160,7 +160,7 @@ def test_compare_with_two_servers(space, page, visit):
     set_sampling(tab, **ENDLESS)
     tab.get_by_placeholder("One prompt").fill(LONG)
     tab.keyboard.press("Enter")
-    wait_for(lambda: at_work(space.engine_url) == 2, 20, "two generations at once")
+    wait_for(lambda: active_requests(space.engine_url) == 2, 20, "two generations at once")
     for answer in tab.locator(".compared").all()[:2]:
         expect(answer.locator("small")).to_contain_text("tokens/s", timeout=30_000)
         expect(answer).to_contain_text("Space")

@@ -7,7 +7,7 @@ import gradio_client
 import pytest
 import requests
 
-from support.programs import DEMO_MODEL, MODEL, START, Space, at_work, free_port, wait_for
+from support.programs import DEMO_MODEL, MODEL, START, Space, active_requests, free_port, wait_for
 
 QUESTION = "How do I use another model?"
 
@@ -120,8 +120,8 @@ def test_sampling_parameters_are_really_applied(client):
         ({"max_tokens": 10**9}, "use at most 4096"),
         ({"max_tokens": -1}, "max_tokens=-1"),
         ({"model": "no-such-model"}, "no model 'no-such-model'"),
-        ({"history": [{"role": "king", "content": "x"}]}, "Each message of the history"),
-        ({"message": "word " * 5000}, "the model's context holds 2,048, the answer included"),
+        ({"history": [{"role": "king", "content": "x"}]}, "Each message in the history"),
+        ({"message": "word " * 5000}, "the model's context length is 2,048, including the answer"),
     ],
 )
 def test_what_cannot_be_done_is_a_sentence(client, fields, says):
@@ -138,7 +138,7 @@ def test_the_engine_stops_when_the_client_leaves(client, space):
         time.sleep(0.02)
     job.cancel()
 
-    wait_for(lambda: at_work(space.engine_url) == 0, 5, "the end of the generation")
+    wait_for(lambda: active_requests(space.engine_url) == 0, 5, "the end of the generation")
 
 
 def test_the_engine_is_reached_through_its_key_and_on_loopback_only(space):

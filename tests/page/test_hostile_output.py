@@ -5,14 +5,14 @@ import requests
 from playwright.sync_api import expect
 
 from support.chromium import ANSWER, ask
-from support.http_server import Quiet, serving
+from support.http_server import QuietHandler, serving
 from support.programs import wait_for
 from support.scripted_engine import ScriptedEngine, chat_stream, event
 
 END = "That was all."
 
 
-class OtherSite(Quiet):
+class OtherSite(QuietHandler):
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
         picture = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'

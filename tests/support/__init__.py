@@ -1,1 +1,1 @@
-"""What the tests and benchmarks share: programs under test, and stand-ins for whatever is around them."""
+"""Shared by tests and benchmarks: programs under test, and stand-ins for their surroundings."""

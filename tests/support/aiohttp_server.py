@@ -1,4 +1,4 @@
-"""An aiohttp application in a thread."""
+"""Runs an aiohttp application in a thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aiohttp import web
 
 @contextmanager
 def serving(app: web.Application, tls: ssl.SSLContext | None = None) -> Iterator[int]:
-    """Serve `app` on a free port of 127.0.0.1 in a thread; yields the port."""
+    """Serve `app` on a free port of 127.0.0.1; yields the port."""
     loop = asyncio.new_event_loop()
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
 

@@ -1,4 +1,4 @@
-"""A small HTTP server in a thread, for whatever a test puts at the other end."""
+"""Runs an http.server handler in a thread: the base of the scripted servers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
-class Quiet(BaseHTTPRequestHandler):
-    """A handler that logs nothing."""
+class QuietHandler(BaseHTTPRequestHandler):
+    """A handler that logs nothing and can reply in one call."""
 
     def log_message(self, *args: object) -> None:
         pass
@@ -19,7 +19,7 @@ class Quiet(BaseHTTPRequestHandler):
     def reply(
         self, status: int, body: object, content_type: str = "application/json", **headers: str
     ) -> None:
-        """Answer with bytes or text as they are, or with anything else as JSON. X_Error_Code="x" is a header."""
+        """Reply with bytes or text, or anything else as JSON; X_Error_Code="x" sets a header."""
         text = body if isinstance(body, (str, bytes)) else json.dumps(body)
         data = text.encode() if isinstance(text, str) else text
         self.send_response(status)
@@ -34,9 +34,7 @@ class Quiet(BaseHTTPRequestHandler):
 
 class Server(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = (
-        256  # connections that may wait to be accepted; usually five, too few for 64 visitors
-    )
+    request_queue_size = 256  # the default backlog of 5 is too short for 64 visitors
 
     @property
     def url(self) -> str:
@@ -45,11 +43,9 @@ class Server(ThreadingHTTPServer):
 
 @contextmanager
 def serving(handler: Any, port: int = 0) -> Iterator[Server]:
-    """Serve on a port of 127.0.0.1; 0 is any free one. `handler` is what http.server takes."""
+    """Serve on a port of 127.0.0.1; 0 picks a free one."""
     server = Server(("127.0.0.1", port), handler)
-    threading.Thread(
-        target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
-    ).start()
+    threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
     try:
         yield server
     finally:

@@ -1,7 +1,8 @@
-"""A server of the legacy protocol over the real engine, for `ENGINE_MODULE=support.legacy_server`.
+"""vLLM's legacy server, for `ENGINE_MODULE=support.legacy_server`. vLLM removed its own after 0.24.
 
-vLLM's own left the package after 0.24. The protocol: POST /generate takes {"prompt", "stream", ...sampling} and gives
-{"text": [prompt and answer]}, when streaming as lines that each hold everything so far. GET /health. No /v1, no key.
+POST /generate takes {"prompt", "stream", ...sampling} and returns {"text": [prompt + answer]}. A
+stream is one such JSON object per line, each with the whole text so far. There is GET /health, but
+no /v1 and no API key.
 """
 
 from __future__ import annotations
@@ -37,9 +38,8 @@ def main() -> None:
 
         async def lines() -> AsyncIterator[str]:
             async for output in llm.generate(prompt, SamplingParams(**fields), uuid4().hex):
-                yield (
-                    json.dumps({"text": [prompt + choice.text for choice in output.outputs]}) + "\n"
-                )
+                texts = [prompt + choice.text for choice in output.outputs]
+                yield json.dumps({"text": texts}) + "\n"
 
         if stream:
             return StreamingResponse(lines())

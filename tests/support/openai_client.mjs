@@ -1,4 +1,4 @@
-// The official JavaScript client, as test_api_on_vllm.py runs it: asks in each way, prints the answers as JSON.
+// OpenAI's JavaScript client for test_api_on_vllm.py: calls each endpoint, prints the answers as JSON.
 import OpenAI from "openai";
 
 const [baseURL, apiKey, question] = process.argv.slice(2);

@@ -1,7 +1,7 @@
-"""A local OpenID provider that plays Hugging Face's sign-in.
+"""An OpenID provider in place of Hugging Face's sign-in.
 
-It speaks the authorization code flow (OpenID Connect Core 1.0, section 3.1) with tokens signed by a key of its own;
-its sign-in form asks only for a user name.
+Implements the authorization code flow (OpenID Connect Core 1.0, section 3.1) and signs its tokens.
+The sign-in form asks for a user name only.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ from support.aiohttp_server import serving
 
 CLIENT_ID, CLIENT_SECRET = "client-of-the-tests", "client-secret-marked"
 
-# Who can sign in, and what Hugging Face says of them (scopes openid and profile).
+# Who can sign in, with their claims (scopes openid and profile).
 USERS = {
     "alice": {"orgs": []},
     "bob": {"orgs": [{"preferred_username": "team", "name": "The Team"}]},
     "mallory": {"orgs": [{"preferred_username": "outsiders", "name": "alice"}], "name": "alice"},
     "owner": {"orgs": []},
 }
+SIGN_IN_FORM = """<!doctype html><title>Hugging Face</title>
+<form method="post"><label>Name <input name="name"></label><button>Authorize</button></form>"""
 
 
 @contextmanager
 def provider() -> Iterator[str]:
-    """The OpenID provider; yields its address."""
+    """Run the provider; yields its URL."""
     key = jwk.RSAKey.generate_key(2048, {"kid": "1", "use": "sig", "alg": "RS256"})
-    codes: dict[str, dict] = {}  # one-time code -> what was asked for with it
+    grants: dict[str, dict] = {}  # one-time code -> authorization request and user
     app = web.Application()
     routes = web.RouteTableDef()
 
@@ -41,14 +43,14 @@ def provider() -> Iterator[str]:
 
     @routes.get("/.well-known/openid-configuration")
     async def configuration(request: web.Request) -> web.Response:
-        here = url(request)
+        issuer = url(request)
         return web.json_response(
             {
-                "issuer": here,
-                "authorization_endpoint": f"{here}/oauth/authorize",
-                "token_endpoint": f"{here}/oauth/token",
-                "userinfo_endpoint": f"{here}/oauth/userinfo",
-                "jwks_uri": f"{here}/oauth/jwks",
+                "issuer": issuer,
+                "authorization_endpoint": f"{issuer}/oauth/authorize",
+                "token_endpoint": f"{issuer}/oauth/token",
+                "userinfo_endpoint": f"{issuer}/oauth/userinfo",
+                "jwks_uri": f"{issuer}/oauth/jwks",
                 "id_token_signing_alg_values_supported": ["RS256"],
             }
         )
@@ -60,40 +62,36 @@ def provider() -> Iterator[str]:
     @routes.get("/oauth/authorize")
     async def form(request: web.Request) -> web.Response:
         assert request.query["client_id"] == CLIENT_ID
-        page = '<form method="post"><label>Name <input name="name"></label><button>Authorize</button></form>'
-        return web.Response(
-            text=f"<!doctype html><title>Hugging Face</title>{page}", content_type="text/html"
-        )
+        return web.Response(text=SIGN_IN_FORM, content_type="text/html")
 
     @routes.post("/oauth/authorize")
     async def authorize(request: web.Request) -> web.Response:
-        asked = dict(request.query) | {"user": (await request.post())["name"]}
-        code = f"code-{len(codes)}"
-        codes[code] = asked
-        joined = "&" if "?" in asked["redirect_uri"] else "?"
-        raise web.HTTPFound(
-            f"{asked['redirect_uri']}{joined}{urlencode({'code': code, 'state': asked['state']})}"
-        )
+        grant = dict(request.query) | {"user": (await request.post())["name"]}
+        code = f"code-{len(grants)}"
+        grants[code] = grant
+        separator = "&" if "?" in grant["redirect_uri"] else "?"
+        query = urlencode({"code": code, "state": grant["state"]})
+        raise web.HTTPFound(f"{grant['redirect_uri']}{separator}{query}")
 
     @routes.post("/oauth/token")
     async def token(request: web.Request) -> web.Response:
         fields = await request.post()
-        asked = codes.pop(fields["code"], None)
-        right = aiohttp.BasicAuth(CLIENT_ID, CLIENT_SECRET).encode()
+        grant = grants.pop(fields["code"], None)
+        client = aiohttp.BasicAuth(CLIENT_ID, CLIENT_SECRET).encode()
         if (
-            not asked
-            or request.headers.get("Authorization") != right
-            or fields["redirect_uri"] != asked["redirect_uri"]
+            not grant
+            or request.headers.get("Authorization") != client
+            or fields["redirect_uri"] != grant["redirect_uri"]
         ):
             return web.json_response({"error": "invalid_grant"}, status=400)
-        now, name = int(time.time()), asked["user"]
+        now, name = int(time.time()), grant["user"]
         claims = {
             "iss": url(request),
             "aud": CLIENT_ID,
             "sub": name,
             "iat": now,
             "exp": now + 3600,
-            "nonce": asked["nonce"],
+            "nonce": grant["nonce"],
             "name": name,
             "preferred_username": name,
             "profile": f"https://huggingface.co/{name}",

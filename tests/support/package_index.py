@@ -1,4 +1,4 @@
-"""A package index on this machine (PEP 503) with wheels that hold next to nothing."""
+"""A local package index (PEP 503) of nearly empty wheels."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
-from support.http_server import Quiet, serving
+from support.http_server import QuietHandler, serving
 
 
 class PackageIndex:
-    """`url` is the address of an index over the wheels that have been added."""
+    """An index of the wheels that were added, served at `url`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.url = ""
 
     def add(self, name: str, version: str, *requires: str, extras: tuple[str, ...] = ()) -> None:
-        """Add a wheel with one empty module."""
+        """Add a wheel that holds one empty module."""
         folder = self.folder / "simple" / name.replace("_", "-")
         folder.mkdir(parents=True, exist_ok=True)
         module = name.replace("-", "_")
         info = f"{module}-{version}.dist-info"
         lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
         lines += [f"Provides-Extra: {extra}" for extra in extras]
-        lines += [f"Requires-Dist: {one}" for one in requires]
+        lines += [f"Requires-Dist: {requirement}" for requirement in requires]
         with zipfile.ZipFile(folder / f"{module}-{version}-py3-none-any.whl", "w") as wheel:
             wheel.writestr(f"{module}.py", "")
             wheel.writestr(f"{info}/METADATA", "\n".join(lines) + "\n")
@@ -39,13 +39,13 @@ class PackageIndex:
 
 @contextmanager
 def package_index(
-    folder: Path, asked: Callable[[str], object] = lambda path: None
+    folder: Path, on_request: Callable[[str], object] = lambda path: None
 ) -> Iterator[PackageIndex]:
-    """Serve an index of its own in `folder`; `asked` is called with each path before it is answered."""
+    """Serve an empty index in `folder`; `on_request` is called with each requested path."""
 
-    class Handler(Quiet, SimpleHTTPRequestHandler):
+    class Handler(QuietHandler, SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked(self.path)
+            on_request(self.path)
             super().do_GET()
 
     index = PackageIndex(folder)

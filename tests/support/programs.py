@@ -1,4 +1,4 @@
-"""Programs under test, each in a process group of its own, and the constants that the tests share."""
+"""Programs under test, and the constants the tests share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,24 +20,20 @@ import requests
 TESTS = Path(__file__).resolve().parent.parent
 ROOT = TESTS.parent
 START = ["bash", str(ROOT / "start.sh")]
-BOOT_TIMEOUT = 400  # seconds; a warm boot takes about 40 here
+BOOT_TIMEOUT = 400  # seconds; on two cores vLLM takes about 40
 
 API_KEY = "key-of-the-tests"
 KEY = {"Authorization": f"Bearer {API_KEY}"}
 DEMO_MODEL = ROOT / "vllm_space" / "demo_model"
 MODEL = "vllm-space-demo"  # the name under which it is served
 
-# The variables for a stand-in for vLLM's server: see scripted_api_server.py.
+# Variables that replace vLLM's server with a stand-in: see scripted_api_server.py.
 STAND_IN = "support.scripted_api_server"
 STAND_IN_ENGINE = {"ENGINE_MODULE": STAND_IN, "PYTHONPATH": str(TESTS)}
 
-# What a test may inherit: never the owner's variables, and no network beyond loopback.
-CLEAN = {
-    name: os.environ[name]
-    for name in ("PATH", "HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME")
-    if name in os.environ
-}
-CLEAN |= {
+# The environment of every program: as little as possible of ours, and no access to the Hub.
+INHERITED = "PATH HOME LANG TMPDIR XDG_CACHE_HOME".split()
+CLEAN = {name: os.environ[name] for name in INHERITED if name in os.environ} | {
     "PYTHON": sys.executable,
     "PYTHONDONTWRITEBYTECODE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -53,35 +49,39 @@ def free_port() -> int:
 
 
 def wait_for(condition: Callable[[], object], timeout: float, what: str) -> object:
-    """Poll until `condition` gives something true, and return that."""
+    """Poll until `condition` returns something true, and return that."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         with contextlib.suppress(requests.RequestException):
             if value := condition():
                 return value
         time.sleep(0.1)
-    raise AssertionError(f"{what}: not within {timeout} s")
+    raise AssertionError(f"{what}: no result within {timeout} s")
 
 
-def at_work(engine_url: str) -> float:
-    """How many requests an engine runs or keeps waiting, by its own gauges."""
+def active_requests(engine_url: str) -> float:
+    """The number of requests that an engine runs or queues, from its metrics."""
     lines = requests.get(f"{engine_url}/metrics", timeout=5).text.splitlines()
     names = ("vllm:num_requests_running", "vllm:num_requests_waiting{")
     return sum(float(line.split()[-1]) for line in lines if line.startswith(names))
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those of the processes that have not ended."""
-    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    """The processes that have not ended."""
+    return [
+        process
+        for process in processes
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    ]
 
 
-def _hear_ctrl_c() -> None:
-    """What a shell starts in the background ignores SIGINT, and so would all that it starts."""
+def _handle_sigint() -> None:
+    """Undo the shell's SIG_IGN for background jobs, which child processes inherit."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Program:
-    """A program under test, its output in a file. Ends with everything it started."""
+    """A program under test in its own process group, with its output in a file."""
 
     def __init__(self, command: list[str], log: Path, env: dict[str, str], cwd: Path = ROOT):
         self.log = log
@@ -94,7 +94,7 @@ class Program:
                 env=CLEAN | env,
                 cwd=cwd,
                 start_new_session=True,
-                preexec_fn=_hear_ctrl_c,
+                preexec_fn=_handle_sigint,
             )
 
     @property
@@ -102,13 +102,20 @@ class Program:
         return self.log.read_text(errors="replace")
 
     def family(self) -> list[psutil.Process]:
-        """The process and everything below it that still lives."""
+        """The process and its descendants that are still running."""
         try:
             top = psutil.Process(self.process.pid)
-            found = [top, *top.children(recursive=True)]
+            return alive([top, *top.children(recursive=True)])
         except psutil.NoSuchProcess:
             return []
-        return alive(found)
+
+    def part(self, word: str) -> psutil.Process:
+        """The first of its processes that has `word` in its command line."""
+        return next(
+            process
+            for process in self.family()
+            if any(word in argument for argument in process.cmdline())
+        )
 
     def wait_until_up(self, url: str, timeout: float = BOOT_TIMEOUT) -> None:
         def answers() -> bool:
@@ -123,32 +130,35 @@ class Program:
             raise AssertionError(f"{error}\n{self.output}") from None
 
     def check_clean_end(self) -> None:
-        """SIGTERM ends it and everything it started within 10 s."""
+        """Check that SIGTERM ends it and all its descendants within 10 s."""
         family = self.family()
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(10) == 128 + signal.SIGTERM
         assert alive(family) == []
 
     def ended(self, folder: Path, seconds: float = 60) -> tuple[int, list[str]]:
-        """Wait for its end: (exit code, the ERROR lines). No process may be left, and nothing in TMPDIR (`folder`)."""
+        """Wait until it exits: (exit code, ERROR lines).
+
+        Checks that it leaves no process and nothing in its TMPDIR, `folder`.
+        """
         family = self.family()
         code = self.process.wait(seconds)
         assert alive(family) == []
         assert list(folder.glob("vllm-space.*")) == []
-        assert "Traceback" not in re.sub(
-            r"^ {4}.*$", "", self.output, flags=re.MULTILINE
-        )  # but for the engine's own
+        own_lines = re.sub(r"^ {4}.*$", "", self.output, flags=re.MULTILINE)  # not the engine's
+        assert "Traceback" not in own_lines
         return code, [line for line in self.output.splitlines() if line.startswith("ERROR: ")]
 
     def stop(self) -> None:
+        """End it and everything it started, by force if need be."""
         family = self.family()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(15)
-        for one in family:
+        for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
+                process.kill()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -156,7 +166,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Space:
-    """The whole thing, as ./start.sh runs it with the demo model on a real vLLM."""
+    """A Space that ./start.sh booted, with a real vLLM."""
 
     url: str
     engine_url: str
@@ -165,5 +175,21 @@ class Space:
 
     @property
     def auth(self) -> dict[str, str]:
-        """Headers for the engine asked directly."""
+        """Headers for requests that go directly to the engine."""
         return {"Authorization": f"Bearer {self.engine_key}"}
+
+
+@contextlib.contextmanager
+def booted_space(log: Path, **env: str) -> Iterator[Space]:
+    """Run ./start.sh with the demo model, and check that it stops cleanly."""
+    port, engine_port = free_port(), free_port()
+    env = {"ENGINE_PORT": str(engine_port), "API_KEYS": f"tester:{API_KEY}"} | env
+    program = Program([*START, "--port", str(port)], log, env)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        program.wait_until_up(url)
+        key = program.part("app.py").environ()["MODEL_API_KEY"]
+        yield Space(url, f"http://127.0.0.1:{engine_port}", key, program)
+        program.check_clean_end()
+    finally:
+        program.stop()

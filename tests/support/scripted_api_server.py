@@ -1,8 +1,12 @@
-"""A stand-in for vllm.entrypoints.openai.api_server, for what start.sh does around it: see programs.STAND_IN_ENGINE.
+"""A stand-in for vllm.entrypoints.openai.api_server: see programs.STAND_IN_ENGINE.
 
-SCRIPT in the environment says how it behaves: "ready" (the default), "die" (saying LAST_WORDS, by the signal or with
-the exit code in EXIT), "slow" (never ready), "deaf" to SIGTERM, "indiscreet" (prints its secrets), "verbose" (it says
-1 MB before it is ready).
+The variable SCRIPT chooses its behaviour:
+  ready       serves (the default)
+  die         prints LAST_WORDS and exits with code EXIT (a negative EXIT is a signal)
+  slow        never becomes ready
+  deaf        serves, but ignores SIGTERM
+  indiscreet  prints its secrets, then serves
+  verbose     prints 1 MB, then serves
 """
 
 import os
@@ -23,17 +27,15 @@ def main() -> None:
         code = int(os.environ.get("EXIT", "1"))
         os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)
     if script == "indiscreet":
-        print(
-            f"the token is {os.environ['HF_TOKEN']}, the key is {os.environ['VLLM_API_KEY']}",
-            flush=True,
-        )
+        print("the token is", os.environ["HF_TOKEN"], flush=True)
+        print("the key is", os.environ["VLLM_API_KEY"], flush=True)
     if script == "verbose":
         print("\n".join(["INFO " + "word " * 20] * 10_000), flush=True)
     if script == "slow":
         time.sleep(600)
     if script == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    subprocess.Popen(["sleep", "600"])  # a worker, which must not outlive the engine
+    subprocess.Popen(["sleep", "600"])  # a worker that must not outlive it
     with ScriptedEngine(lambda *_: chat_stream("Hello")).running(port):
         signal.pause()
 

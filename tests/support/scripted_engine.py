@@ -1,6 +1,6 @@
-"""A scripted engine on a real socket: it speaks vLLM's protocols word for word as told, faults included.
+"""An engine that answers as its script says, on a real socket: for faults, timing and load.
 
-For faults, timing and load; what the real engine does is tested on the real engine.
+What the real vLLM does is tested on the real vLLM, in tests/engine.
 """
 
 from __future__ import annotations
@@ -13,35 +13,34 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from support.http_server import Quiet, serving
+from support.http_server import QuietHandler, serving
 
 
 class Cut(Exception):
-    """Raised by a script: the connection is dropped where it is."""
+    """Raised by a script to drop the connection."""
 
 
 @dataclass
 class ScriptedEngine:
-    """`script` answers every POST: it gets (path, body) and yields what to send, or returns (status, JSON)."""
+    """`script(path, body)` answers every POST: it yields chunks, or returns (status, JSON).
+
+    `models` are the names that /v1/models lists; None means that there is no /v1/models, as on the
+    legacy server. `tokenize` and `metrics` answer /tokenize and /metrics. With `alive` false,
+    /health is 503: the API server of a dead engine keeps answering for a few seconds.
+    """
 
     script: Callable[[str, dict], Any] = lambda path, body: (200, {})
-    models: list[str] | None = field(
-        default_factory=lambda: ["scripted"]
-    )  # None: no /v1/models (the legacy server)
-    tokenize: Callable[[dict], Any] = lambda body: (
-        404,
-        {"detail": "Not Found"},
-    )  # answers /tokenize
-    metrics: Callable[[], str] | None = None  # answers /metrics
-    alive: bool = True  # /health says so; a dead engine's API server answers for some seconds more
+    models: list[str] | None = field(default_factory=lambda: ["scripted"])
+    tokenize: Callable[[dict], Any] = lambda body: (404, {"detail": "Not Found"})
+    metrics: Callable[[], str] | None = None
+    alive: bool = True
+    text_type: str = "text/plain"  # content type of text replies
+    # What happened
     requests: list[tuple[str, dict, dict]] = field(
         default_factory=list
-    )  # (path, headers, body) of every POST
-    text_type: str = "text/plain"  # content type of an answer that is text
+    )  # POST: path, headers, body
     asked: list[str] = field(default_factory=list)  # "METHOD path" of every request
-    left: threading.Event = field(
-        default_factory=threading.Event
-    )  # set when a client left in mid-stream
+    left: threading.Event = field(default_factory=threading.Event)  # a client left in mid-stream
     url: str = ""
 
     @contextmanager
@@ -51,20 +50,19 @@ class ScriptedEngine:
             yield self
 
 
-def _handler(engine: ScriptedEngine) -> type[Quiet]:
-    class Handler(Quiet):
+def _handler(engine: ScriptedEngine) -> type[QuietHandler]:
+    class Handler(QuietHandler):
         protocol_version = "HTTP/1.1"
 
         def answer(self, status: int, body: object) -> None:
-            self.reply(
-                status, body, engine.text_type if isinstance(body, str) else "application/json"
-            )
+            content_type = engine.text_type if isinstance(body, str) else "application/json"
+            self.reply(status, body, content_type)
 
         def parse_request(self) -> bool:
-            read = super().parse_request()
-            if read:
+            valid = super().parse_request()
+            if valid:
                 engine.asked.append(f"{self.command} {self.path}")
-            return read
+            return valid
 
         def do_GET(self) -> None:
             if self.path == "/v1/models" and engine.models is not None:
@@ -87,20 +85,20 @@ def _handler(engine: ScriptedEngine) -> type[Quiet]:
                 return
             engine.requests.append((self.path, dict(self.headers), body))
             try:
-                made = engine.script(self.path, body)
+                answer = engine.script(self.path, body)
             except Cut:
                 self.close_connection = True
                 return
-            if isinstance(made, tuple):
-                self.answer(*made)
+            if isinstance(answer, tuple):
+                self.answer(*answer)
                 return
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
             try:
-                for data in made:
-                    self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+                for chunk in answer:
+                    self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
                     self.wfile.flush()
                 self.wfile.write(b"0\r\n\r\n")
             except Cut:
@@ -122,18 +120,19 @@ DONE = b"data: [DONE]\n\n"
 def chat_stream(
     *texts: str, finish: str = "stop", every: float = 0, field: str = "content"
 ) -> Iterator[bytes]:
-    """The events of a chat answer, one for each text, `every` seconds."""
-    yield event(
-        choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
-    )
+    """A chat answer as server-sent events: one per text, `every` seconds."""
+
+    def delta(finish_reason: str | None = None, **delta: str) -> bytes:
+        return event(choices=[{"index": 0, "delta": delta, "finish_reason": finish_reason}])
+
+    yield delta(role="assistant", content="")
     for text in texts:
         time.sleep(every)
-        yield event(choices=[{"index": 0, "delta": {field: text}, "finish_reason": None}])
-    yield event(choices=[{"index": 0, "delta": {}, "finish_reason": finish}])
-    yield event(
-        choices=[],
-        usage={"prompt_tokens": 3, "completion_tokens": len(texts), "total_tokens": 3 + len(texts)},
-    )
+        yield delta(**{field: text})
+    yield delta(finish)
+    count = len(texts)
+    usage = {"prompt_tokens": 3, "completion_tokens": count, "total_tokens": 3 + count}
+    yield event(choices=[], usage=usage)
     yield DONE
 
 

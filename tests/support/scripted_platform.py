@@ -1,5 +1,7 @@
-"""What stands before a Space on Hugging Face: a reverse proxy with TLS that adds the platform's headers, and on another
-site the Hub's page, which shows the Space in a frame. Both on this machine.
+"""Hugging Face in front of a Space, locally.
+
+A TLS reverse proxy adds the platform's headers. On another site, the Hub's page shows the Space in
+an iframe.
 """
 
 from __future__ import annotations
@@ -16,31 +18,26 @@ from aiohttp import web
 
 from support.aiohttp_server import serving
 
-# Browsers take every name under localhost for this machine, and two names for two sites.
+# Browsers resolve every name under localhost to this machine, and treat two names as two sites.
 SPACE_NAME = "me-my-space.localhost"
 HUB_NAME = "hub.localhost"
-VISITOR = "203.0.113.7"  # an address of documentation's
-HOP_BY_HOP = {
-    "connection",
-    "keep-alive",
-    "transfer-encoding",
-    "upgrade",
-    "te",
-    "trailer",
-    "content-length",
-}
+VISITOR = "203.0.113.7"  # reserved for documentation
+HOP_BY_HOP = set(
+    "connection keep-alive transfer-encoding upgrade te trailer content-length".split()
+)
 SESSION = web.AppKey("session", aiohttp.ClientSession)
-FRAME = '<!doctype html><title>Hub</title><iframe src="https://{}/" style="width:100%;height:90vh;border:0"></iframe>'
+HUB_PAGE = """<!doctype html><title>Hub</title>
+<iframe src="https://{}/" style="width:100%;height:90vh;border:0"></iframe>"""
 
 
 @dataclass
 class Platform:
-    space_port: int | None  # where the Space listens; may be told after the proxy is up
+    space_port: int | None  # where the Space listens; can be set after the proxy has started
     port: int = 0
 
     @property
     def space_host(self) -> str:
-        """What the platform says in SPACE_HOST (there without a port)."""
+        """The value of SPACE_HOST (on the real platform it has no port)."""
         return f"{SPACE_NAME}:{self.port}"
 
     @property
@@ -49,33 +46,16 @@ class Platform:
 
     @property
     def url(self) -> str:
-        """The Space's address for programs, which do not know names under localhost."""
+        """The Space's URL for programs that cannot resolve names under localhost."""
         return f"https://127.0.0.1:{self.port}"
 
 
 def certificate(folder: Path) -> ssl.SSLContext:
-    """A certificate that nobody trusts."""
+    """A self-signed certificate."""
     key, cert = folder / "key.pem", folder / "cert.pem"
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            f"/CN={SPACE_NAME}",
-            "-keyout",
-            str(key),
-            "-out",
-            str(cert),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={SPACE_NAME}".split()
+    command += ["-keyout", str(key), "-out", str(cert)]
+    subprocess.run(command, check=True, capture_output=True)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(cert, key)
     return context
@@ -83,41 +63,39 @@ def certificate(folder: Path) -> ssl.SSLContext:
 
 @contextmanager
 def platform(folder: Path, space_port: int | None = None, prefix: str = "") -> Iterator[Platform]:
-    """Serve the Space at `space_port`; with a prefix, under that path only, which it takes off (as nginx would)."""
+    """Proxy to `space_port`. A prefix is required in every path and removed, as nginx can do."""
     site = Platform(space_port)
 
     async def forward(request: web.Request) -> web.StreamResponse:
         if request.host.startswith(HUB_NAME):
-            return web.Response(
-                text=FRAME.format(f"{site.space_host}{prefix}"), content_type="text/html"
-            )
+            html = HUB_PAGE.format(f"{site.space_host}{prefix}")
+            return web.Response(text=html, content_type="text/html")
         if not request.raw_path.startswith(prefix):
             return web.Response(status=418, text=f"{request.path} is not under {prefix}")
         headers = {
             name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP
         }
-        came_from = request.headers.get("X-Forwarded-For")
+        forwarded_for = request.headers.get("X-Forwarded-For")
         headers |= {
-            "X-Forwarded-For": f"{came_from}, {VISITOR}" if came_from else VISITOR,
+            "X-Forwarded-For": f"{forwarded_for}, {VISITOR}" if forwarded_for else VISITOR,
             "X-Forwarded-Proto": "https",
             "X-Forwarded-Host": request.host,
             "X-Forwarded-Port": str(site.port),
             "X-Request-Id": "Root=1-rehearsal",
         }
-        address = (
-            f"http://127.0.0.1:{site.space_port}{request.raw_path.removeprefix(prefix) or '/'}"
-        )
+        path = request.raw_path.removeprefix(prefix) or "/"
+        url = f"http://127.0.0.1:{site.space_port}{path}"
         body = await request.read()
         try:
             async with request.app[SESSION].request(
-                request.method, address, headers=headers, data=body, allow_redirects=False
+                request.method, url, headers=headers, data=body, allow_redirects=False
             ) as answer:
                 response = web.StreamResponse(status=answer.status)
                 for name, value in answer.headers.items():
                     if name.lower() not in HOP_BY_HOP:
                         response.headers.add(name, value)
                 await response.prepare(request)
-                with suppress(aiohttp.ClientPayloadError):  # the Space ended in mid-stream
+                with suppress(aiohttp.ClientPayloadError):  # the Space broke off
                     async for chunk in answer.content.iter_any():
                         await response.write(chunk)
                 return response

@@ -1,13 +1,13 @@
-"""A local server that plays the Hub while files are uploaded to a Space, as huggingface_hub's client speaks to it:
-create the repository, check the card, ask how each file should come, send large and binary ones by git LFS, commit.
+"""A local server with the part of the Hub's API that `hf upload` uses for a Space.
 
-Which files .gitignore keeps out is decided by the Hub, not by the client; here by git itself.
+The client creates the repository, has the card checked, asks how to send each file, uploads large
+and binary ones through git LFS, and commits. The Hub decides which files .gitignore excludes; here
+git does.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import subprocess
@@ -15,21 +15,22 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha1, sha256
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from support import space_card
-from support.http_server import Quiet, serving
+from support.http_server import QuietHandler, serving
 from support.programs import CLEAN
 
 TOKEN = "hf_may_write"
 SPACE = "me/my-space"
 UPLOAD = f"hf upload {SPACE} . --repo-type=space"
-LFS_FROM = 10_000_000  # bytes; above, and for binary files, the Hub wants LFS (huggingface.co/docs/hub/repositories)
+LFS_FROM = 10_000_000  # bytes; the Hub takes larger files, and all binary ones, only through LFS
 
 
 class UploadHub:
-    """What has been uploaded: `files` is the Space's content, `by_lfs` the paths that came through LFS."""
+    """`files` is the content of the Space, `by_lfs` the paths that were sent through LFS."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -39,62 +40,53 @@ class UploadHub:
         self.objects: dict[str, bytes] = {}  # LFS objects by their SHA-256
         self.messages: list[str] = []
 
-    # -- the Hub's answers, by path: (status, body) -------------------------------------------------------------
+    # -- the answers to each path: (status, body) --------------------------------------------------
 
     def get(self, path: str) -> tuple[int, object]:
         if path == "/api/whoami-v2":
             return 200, {"name": "me", "type": "user"}
         if path == f"/api/spaces/{SPACE}/tree/main":
             return 200, [
-                {
-                    "type": "file",
-                    "path": name,
-                    "size": len(data),
-                    "oid": hashlib.sha1(data).hexdigest(),
-                }
+                {"type": "file", "path": name, "size": len(data), "oid": sha1(data).hexdigest()}
                 for name, data in self.files.items()
             ]
         if path in (f"/api/spaces/{SPACE}", f"/api/spaces/{SPACE}/revision/main"):
-            return 200, {
-                "id": SPACE,
-                "sha": "0" * 40,
-                "siblings": [{"rfilename": name} for name in self.files],
-            }
-        return 404, {"error": f"not played here: GET {path}"}
+            siblings = [{"rfilename": name} for name in self.files]
+            return 200, {"id": SPACE, "sha": "0" * 40, "siblings": siblings}
+        return 404, {"error": f"not implemented here: GET {path}"}
 
     def post(self, path: str, body: bytes) -> tuple[int, object]:
         if path == f"/api/spaces/{SPACE}/commit/main":
             return self.commit([json.loads(line) for line in body.splitlines()])
-        asked = json.loads(body)
+        fields = json.loads(body)
         if path == "/api/repos/create":
             status = 409 if self.created else 200
-            self.created = self.created or asked
+            self.created = self.created or fields
             return status, {"url": f"{self.url}/spaces/{SPACE}"}
         if path == "/api/validate-yaml":
-            errors = [{"message": problem} for problem in space_card.problems(asked["content"])]
+            errors = [{"message": problem} for problem in space_card.problems(fields["content"])]
             return 400 if errors else 200, {"errors": errors, "warnings": []}
         if path == f"/api/spaces/{SPACE}/preupload/main":
-            return 200, {"files": self.preupload(asked)}
+            return 200, {"files": self.preupload(fields)}
         if path == f"/spaces/{SPACE}.git/info/lfs/objects/batch":
             objects = [
-                {**one, "actions": {"upload": {"href": f"{self.url}/lfs/{one['oid']}"}}}
-                for one in asked["objects"]
+                {**file, "actions": {"upload": {"href": f"{self.url}/lfs/{file['oid']}"}}}
+                for file in fields["objects"]
             ]
             return 200, {"transfer": "basic", "objects": objects}
-        return 404, {"error": f"not played here: POST {path}"}
+        return 404, {"error": f"not implemented here: POST {path}"}
 
-    def preupload(self, asked: dict) -> list[dict]:
-        ignored = ignored_by_git(
-            [one["path"] for one in asked["files"]], asked.get("gitIgnore", "")
-        )
+    def preupload(self, fields: dict) -> list[dict]:
+        paths = [file["path"] for file in fields["files"]]
+        ignored = ignored_by_git(paths, fields.get("gitIgnore", ""))
 
-        def mode(one: dict) -> str:
-            binary = b"\0" in base64.b64decode(one["sample"])
-            return "lfs" if binary or one["size"] > LFS_FROM else "regular"
+        def mode(file: dict) -> str:
+            binary = b"\0" in base64.b64decode(file["sample"])
+            return "lfs" if binary or file["size"] > LFS_FROM else "regular"
 
         return [
-            {"path": one["path"], "uploadMode": mode(one), "shouldIgnore": one["path"] in ignored}
-            for one in asked["files"]
+            {"path": path, "uploadMode": mode(file), "shouldIgnore": path in ignored}
+            for path, file in zip(paths, fields["files"], strict=True)
         ]
 
     def commit(self, lines: list[dict]) -> tuple[int, object]:
@@ -113,15 +105,13 @@ class UploadHub:
                 case "deletedFile":
                     del self.files[value["path"]]
                 case other:
-                    return 400, {"error": f"not played here: {other}"}
-        return 200, {
-            "commitUrl": f"{self.url}/spaces/{SPACE}/commit/{'1' * 40}",
-            "commitOid": "1" * 40,
-        }
+                    return 400, {"error": f"not implemented here: {other}"}
+        oid = "1" * 40
+        return 200, {"commitUrl": f"{self.url}/spaces/{SPACE}/commit/{oid}", "commitOid": oid}
 
 
 def ignored_by_git(paths: list[str], gitignore: str) -> set[str]:
-    """Those of `paths` that a repository with this .gitignore ignores."""
+    """The paths that this .gitignore excludes."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["git", "init", "--quiet", folder], check=True)
         Path(folder, ".gitignore").write_text(gitignore)
@@ -136,24 +126,25 @@ def ignored_by_git(paths: list[str], gitignore: str) -> set[str]:
 
 @contextmanager
 def upload_hub() -> Iterator[UploadHub]:
-    """Play the Hub on a free port; only TOKEN may write."""
+    """Run the server; it accepts only TOKEN."""
     hub = UploadHub()
 
-    class Handler(Quiet):
+    class Handler(QuietHandler):
         protocol_version = "HTTP/1.1"
 
         def answer(self) -> None:
             path = urlsplit(self.path).path
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if self.command == "PUT":  # the address is itself the permission, as with a signed one
+            if self.command == "PUT":  # needs no token, like the Hub's signed URLs
                 oid = path.removeprefix("/lfs/")
                 hub.objects[oid] = body
-                status, said = (200 if hashlib.sha256(body).hexdigest() == oid else 400), {}
+                self.reply(200 if sha256(body).hexdigest() == oid else 400, {})
             elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
-                status, said = 401, {"error": "Invalid credentials in Authorization header"}
+                self.reply(401, {"error": "Invalid credentials in Authorization header"})
+            elif self.command == "GET":
+                self.reply(*hub.get(path))
             else:
-                status, said = hub.get(path) if self.command == "GET" else hub.post(path, body)
-            self.reply(status, said)
+                self.reply(*hub.post(path, body))
 
         do_GET = do_POST = do_PUT = answer
 
@@ -163,18 +154,13 @@ def upload_hub() -> Iterator[UploadHub]:
 
 
 def upload(command: str, folder: Path, hub_url: str, **env: str) -> subprocess.CompletedProcess:
-    """Run a shell command such as UPLOAD in a folder, against that Hub and with the tests' `hf` first in PATH."""
+    """Run a shell command such as UPLOAD in a folder, with this Hub and the tests' `hf` command."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{CLEAN['PATH']}"
-    certificates = {
-        name: value for name, value in os.environ.items() if name.startswith("SSL_CERT")
-    }  # for uv
-    # The server above plays git LFS, not the Xet storage that the client would rather use.
-    hub = {
-        "HF_ENDPOINT": hub_url,
-        "HF_TOKEN": TOKEN,
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_OFFLINE": "0",
-    }
+    # uv needs the certificates
+    certificates = {key: value for key, value in os.environ.items() if key.startswith("SSL_CERT")}
+    # The server above has git LFS, not the Xet storage that the client prefers.
+    hub = {"HF_ENDPOINT": hub_url, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}
+    hub |= {"HF_HUB_DISABLE_XET": "1"}
     home = {"PATH": path, "HF_HOME": str(folder.parent / "hf")}
     return subprocess.run(
         ["bash", "-ec", command],

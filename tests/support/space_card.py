@@ -1,6 +1,6 @@
-"""The rules that Hugging Face documents for the card of a Space: huggingface.co/docs/hub/spaces-config-reference.
+"""Checks the YAML block of a Space's README against Hugging Face's documented rules.
 
-`problems(readme)` is the validator; a list of sentences, empty where all is well.
+See huggingface.co/docs/hub/spaces-config-reference.
 """
 
 from __future__ import annotations
@@ -13,29 +13,11 @@ from typing import Any
 import yaml
 
 COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
-HARDWARE = {
-    "cpu-basic",
-    "cpu-upgrade",
-    "t4-small",
-    "t4-medium",
-    "l4x1",
-    "l4x4",
-    "l40sx1",
-    "l40sx4",
-    "l40sx8",
-    "a10g-small",
-    "a10g-large",
-    "a10g-largex2",
-    "a10g-largex4",
-    "a100-large",
-    "a100x4",
-    "a100x8",
-}
-CROSS_ORIGIN = {
-    "cross-origin-embedder-policy",
-    "cross-origin-opener-policy",
-    "cross-origin-resource-policy",
-}
+HARDWARE = set(
+    """cpu-basic cpu-upgrade t4-small t4-medium l4x1 l4x4 l40sx1 l40sx4 l40sx8
+    a10g-small a10g-large a10g-largex2 a10g-largex4 a100-large a100x4 a100x8""".split()
+)
+CROSS_ORIGIN = {f"cross-origin-{what}-policy" for what in ("embedder", "opener", "resource")}
 REPOSITORY = r"[\w.-]+/[\w.-]+"
 LONGEST_OAUTH = 43200  # minutes
 
@@ -54,12 +36,12 @@ def many(item: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(map(item, value))
 
 
-def truth(value: Any) -> bool:
+def boolean(value: Any) -> bool:
     return isinstance(value, bool)
 
 
 def emoji(value: Any) -> bool:
-    """Symbols alone, with what joins and varies them."""
+    """Symbols only, with joiners and variation selectors."""
     if not isinstance(value, str) or not value:
         return False
     kinds = [unicodedata.category(character) for character in value]
@@ -72,7 +54,7 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "colorFrom": one_of(*COLORS),
     "colorTo": one_of(*COLORS),
     "sdk": one_of("gradio", "docker", "static"),
-    "sdk_version": text(r"\d+\.\d+(\.\d+)?\w*"),  # text: as a YAML number, 6.30 would become 6.3
+    "sdk_version": text(r"\d+\.\d+(\.\d+)?\w*"),  # quoted: YAML reads 6.30 as 6.3
     "python_version": text(r"3\.\d+(\.\d+)?"),
     "suggested_hardware": one_of(*HARDWARE),
     "suggested_storage": one_of("small", "medium", "large"),
@@ -80,22 +62,22 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "app_build_command": text(),
     "app_port": lambda value: isinstance(value, int) and 0 < value < 65536,
     "base_path": text(r"/.*"),
-    "fullWidth": truth,
+    "fullWidth": boolean,
     "header": one_of("mini", "default"),
     "short_description": text(longest=60),
     "models": many(text(REPOSITORY)),
     "datasets": many(text(REPOSITORY)),
     "tags": many(text()),
     "thumbnail": text(r"https?://.+"),
-    "pinned": truth,
+    "pinned": boolean,
     "license": text(r"[a-z0-9.-]+"),
-    "hf_oauth": truth,
+    "hf_oauth": boolean,
     "hf_oauth_scopes": many(text(r"[a-z-]+")),
     "hf_oauth_expiration_minutes": lambda value: (
         isinstance(value, int) and 0 < value <= LONGEST_OAUTH
     ),
     "hf_oauth_authorized_org": lambda value: text()(value) or many(text())(value),
-    "disable_embedding": truth,
+    "disable_embedding": boolean,
     "startup_duration_timeout": text(r"\d+ ?(s|m|h|d)\w*"),
     "custom_headers": lambda value: isinstance(value, dict) and set(value) <= CROSS_ORIGIN,
     "preload_from_hub": many(text(rf"{REPOSITORY}( [^ ]+( [0-9a-f]{{40}})?)?")),
@@ -103,22 +85,23 @@ RULES: dict[str, Callable[[Any], bool]] = {
 
 
 def problems(readme: str) -> list[str]:
-    """What Hugging Face would refuse or not understand in the YAML block at the top of a README."""
+    """A sentence for each value that Hugging Face would reject or ignore."""
     block = re.match(r"---\r?\n(.*?)\r?\n---\r?\n", readme, re.DOTALL)
     if not block:
-        return ["there is no YAML block between two lines of three dashes at the top"]
+        return ["no YAML block between two lines of three dashes at the top"]
     try:
         card = yaml.safe_load(block.group(1))
     except yaml.YAMLError as error:
-        return [f"not YAML: {error}"]
+        return [f"invalid YAML: {error}"]
     if not isinstance(card, dict):
-        return ["the YAML block is no list of names and values"]
-    found = [f"{name} is required" for name in ("title", "sdk") if name not in card]
+        return ["the YAML block is not a mapping"]
+    required = ["title", "sdk"]
     if card.get("sdk") == "gradio":
-        found += [f"{name} is required" for name in ("sdk_version", "app_file") if name not in card]
+        required += ["sdk_version", "app_file"]
+    sentences = [f"{name} is required" for name in required if name not in card]
     for name, value in card.items():
         if name not in RULES:
-            found.append(f"{name} is unknown")
+            sentences.append(f"{name} is unknown")
         elif not RULES[name](value):
-            found.append(f"{name} may not be {value!r}")
-    return found
+            sentences.append(f"{name} cannot be {value!r}")
+    return sentences

@@ -1,4 +1,4 @@
-"""Programs under another user than the tests', in an environment of their own: as the platform runs a Space."""
+"""Runs programs as an unprivileged user in a clean environment, as the platform runs a Space."""
 
 from __future__ import annotations
 
@@ -16,33 +16,27 @@ UID = 1000 if os.geteuid() == 0 else os.geteuid()  # 1000 is the user of a Space
 
 
 def as_user(env: dict[str, str], *command: str) -> list[str]:
-    """The command line that runs `command` as that user, who has these variables and no others.
+    """The command line that runs `command` as the user UID, with exactly these variables.
 
-    Where the tests themselves run as an ordinary user, as that one.
+    If the tests do not run as root, that is their own user.
     """
     clean = ["env", "-i", *(f"{name}={value}" for name, value in env.items()), *command]
     if os.geteuid() != 0:
         return clean
-    return [
-        "setpriv",
-        f"--reuid={UID}",
-        f"--regid={UID}",
-        "--clear-groups",
-        "--no-new-privs",
-        *clean,
-    ]
+    drop_root = f"setpriv --reuid={UID} --regid={UID} --clear-groups --no-new-privs".split()
+    return [*drop_root, *clean]
 
 
 def give(*paths: Path) -> None:
-    """Make that user the owner of folders and of what is in them."""
-    for path in paths if os.geteuid() == 0 else ():
-        for one in (path, *path.rglob("*")):
-            os.chown(one, UID, UID, follow_symlinks=False)
+    """Make the user UID the owner of folders and everything in them."""
+    for folder in paths if os.geteuid() == 0 else ():
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, UID, UID, follow_symlinks=False)
 
 
 @contextmanager
 def folder_of_the_user() -> Iterator[Path]:
-    """An empty folder of that user's. (pytest's own temporary folders are closed to others.)"""
+    """An empty folder that belongs to the user UID, who cannot enter pytest's own folders."""
     path = Path(tempfile.mkdtemp(prefix="vllm-space-test-"))
     try:
         path.chmod(0o755)
@@ -53,9 +47,9 @@ def folder_of_the_user() -> Iterator[Path]:
 
 
 def environment_for_the_user(target: Path) -> Path:
-    """The tests' Python environment where that user can read it, which root's own folders are not; its python.
+    """Copy the tests' Python environment to where the user UID can read it; returns its python.
 
-    Should that Python have a library of its own, it is in `target`/base/lib: for LD_LIBRARY_PATH.
+    LD_LIBRARY_PATH needs `target`/base/lib, in case this Python has a shared library.
     """
     link_copy(Path(sys.prefix), target)
     python = target / "bin" / "python"
@@ -68,13 +62,13 @@ def environment_for_the_user(target: Path) -> Path:
             name.symlink_to(real)
         settings = target / "pyvenv.cfg"
         text = re.sub(r"(?m)^home = .*", f"home = {real.parent}", settings.read_text())
-        settings.unlink()  # the file is the original one's as well
+        settings.unlink()  # a hard link: writing to it would change the original
         settings.write_text(text)
     return python
 
 
 def link_copy(source: Path, target: Path) -> None:
-    """Copy a folder by hard links, which takes no space; where it lies on another disk, for real."""
+    """Copy a folder with hard links; copy the data only if it is on another disk."""
     try:
         shutil.copytree(source, target, symlinks=True, copy_function=os.link)
     except (OSError, shutil.Error):

@@ -1,4 +1,4 @@
-"""Many visitors of the page at once, without a browser, and the ways in which they stop an answer."""
+"""Concurrent visitors of the page without a browser, and the two ways they stop an answer."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from benchmark.browser import Visitor
 LIMIT = {
     1: 2,
     64: 20,
-}  # streams -> seconds; they took 0.2 and 0.8 s, but on busy cores anything may wait
-# Nothing may end an answer before the visitor does: words become likelier with each use, so it turns in circles.
+}  # streams -> seconds; 0.2 and 0.8 s on a quiet machine
+# Keeps the model repeating itself, so that it does not end the answer before the visitor does.
 ENDLESS = {"Temperature": "0", "Frequency penalty": "-2", "Max tokens": "1900"}
 
 
 def connections():
-    # Each request on a connection of its own, which ends with it, as those of a closed tab do.
+    # One connection per request, closed together, as when a browser tab is closed.
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60))
 
 
 async def arrive(http, url, count):
-    """So many visitors on the page."""
+    """Open the page as `count` visitors."""
     async with http.get(f"{url}/config") as answer:
         config = await answer.text()
     visitors = [Visitor(http, url, json.loads(config)) for _ in range(count)]
@@ -36,7 +36,7 @@ async def arrive(http, url, count):
 
 
 async def until(condition, timeout=50):
-    """Wait until the condition holds: the seconds it took."""
+    """Wait until `condition` is true; returns the seconds it took."""
     began = time.monotonic()
     while not await asyncio.to_thread(condition):
         assert time.monotonic() - began < timeout
@@ -44,10 +44,10 @@ async def until(condition, timeout=50):
     return time.monotonic() - began
 
 
-def in_a_thread(run):
-    """Run it in a thread of its own, since the browser of other tests has an event loop in this one."""
+def in_a_thread(coroutine):
+    """Run a coroutine in a thread, because Playwright has an event loop in this one."""
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, run).result()
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 async def stopped(visitors, answers):
