@@ -1,4 +1,4 @@
-"""Which models there are: those of all servers, asked for again when the answer is no longer fresh. Knows no Gradio."""
+"""The models of all servers, cached for a few seconds. Knows nothing of Gradio."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from vllm_space.settings import Settings
 
 
 class Catalog:
-    """The models of all servers, asked for again when the answer is older than `FRESH` seconds.
+    """The models of all servers. `MAX_AGE` is how long a listing is cached.
 
-    `FRESH_ERROR` seconds where a server did not answer: every request would wait for it otherwise.
+    A failed listing is cached too, for `MAX_AGE_ERROR`: otherwise every request would wait for the
+    server that is down.
     """
 
-    FRESH = 5.0
-    FRESH_ERROR = 1.0
+    MAX_AGE = 5.0  # seconds
+    MAX_AGE_ERROR = 1.0  # seconds
 
     def __init__(self, servers: list[Server]):
         self.servers = servers
         self._lock = threading.Lock()
-        self._asked = -self.FRESH
+        self._refreshed_at = -self.MAX_AGE
         self._models: list[Model] = []
-        self._errors: dict[str, str] = {}
+        self._problems: dict[str, str] = {}
         self._takes_images: dict[Model, bool] = {}
 
     @classmethod
@@ -40,38 +41,35 @@ class Catalog:
         )
 
     def models(self) -> list[Model]:
-        """Every model of every server that answers. Those of one that does not are left out: see `problems`."""
+        """The models of every server that responds; see `problems` for the others."""
         self._refresh()
         return self._models
 
     def problems(self) -> dict[str, str]:
-        """Label of each server that does not answer -> why, as a sentence."""
+        """Label of each server that does not respond -> error message."""
         self._refresh()
-        return self._errors
+        return self._problems
 
     def find(self, label: str | None = None) -> Model:
-        """The model of that label (or name); without one, the first. Raises ModelError where there is none."""
-        found = self.models()
-        for names in ([model.label for model in found], [model.name for model in found]):
-            for model, name in zip(found, names, strict=True):
+        """The model with that label or name, by default the first. Raises ModelError if none."""
+        models = self.models()
+        for names in ([model.label for model in models], [model.name for model in models]):
+            for model, name in zip(models, names, strict=True):
                 if not label or label == name:
                     return model
-        if found:
-            raise errors.Rejected(
-                f"There is no model {label!r} here. There is: {', '.join(m.label for m in found)}."
-            )
-        raise (
-            errors.Unreachable(next(iter(self._errors.values())))
-            if self._errors
-            else errors.no_server()
-        )
+        if models:
+            labels = ", ".join(model.label for model in models)
+            raise errors.Rejected(f"There is no model {label!r}. Available models: {labels}.")
+        if self._problems:
+            raise errors.Unreachable(next(iter(self._problems.values())))
+        raise errors.no_server()
 
     def expire(self) -> None:
-        """Ask the servers anew at the next look: an answer of one has just failed."""
-        self._asked = -self.FRESH
+        """List the models again at the next call, because a request has just failed."""
+        self._refreshed_at = -self.MAX_AGE
 
     def takes_images(self, model: Model) -> bool:
-        """Whether the model takes pictures, asked once. A server that fails to say is asked again the next time."""
+        """Whether the model accepts images. Cached for good, unless the server could not say."""
         if model not in self._takes_images:
             try:
                 self._takes_images[model] = model.protocol == "openai" and client.takes_images(
@@ -83,25 +81,26 @@ class Catalog:
 
     def _refresh(self) -> None:
         if not self._lock.acquire(blocking=not self._models):
-            return  # another thread asks just now, and may have to wait for a server that is down
+            return  # another thread is refreshing, and may be waiting for a server that is down
         try:
-            fresh = self.FRESH if self._models and not self._errors else self.FRESH_ERROR
-            if time.monotonic() - self._asked < fresh:
+            max_age = self.MAX_AGE if self._models and not self._problems else self.MAX_AGE_ERROR
+            if time.monotonic() - self._refreshed_at < max_age:
                 return
-            found: list[Model] = []
-            failed: dict[str, str] = {}
+            models: list[Model] = []
+            problems: dict[str, str] = {}
             with ThreadPoolExecutor(max_workers=max(1, len(self.servers))) as pool:
-                for one, answer in zip(
-                    self.servers, pool.map(_models_or_error, self.servers), strict=True
-                ):
-                    if isinstance(answer, list):
-                        found += answer
-                    elif isinstance(answer, errors.Unreachable):
-                        failed[one.label] = str(answer)
-                    else:  # it is there and stumbles, as a router does while it loses a replica
-                        found += [model for model in self._models if model.server == one]
-                        failed[one.label] = str(answer)
-            self._models, self._errors, self._asked = found, failed, time.monotonic()
+                results = pool.map(_models_or_error, self.servers)
+                for server, result in zip(self.servers, results, strict=True):
+                    if isinstance(result, list):
+                        models += result
+                        continue
+                    problems[server.label] = str(result)
+                    # A server that returns an error is still there, as a router is that loses a
+                    # replica: keep its models.
+                    if not isinstance(result, errors.Unreachable):
+                        models += [model for model in self._models if model.server == server]
+            self._models, self._problems = models, problems
+            self._refreshed_at = time.monotonic()
         finally:
             self._lock.release()
 

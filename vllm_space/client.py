@@ -1,7 +1,7 @@
-"""A prompt or messages -> a stream of text, over HTTP with `requests`.
+"""Client for model servers: sends a prompt or messages over HTTP and streams the text back.
 
-Speaks the OpenAI protocol of the vLLM api_server and the legacy `POST /generate`; which one a server
-speaks is found by asking it. Knows nothing of Gradio.
+Speaks the OpenAI API of vLLM's api_server and the `POST /generate` of vLLM's legacy server;
+`models` detects which of them a server has. Knows nothing of Gradio.
 """
 
 from __future__ import annotations
@@ -21,26 +21,28 @@ from vllm_space import errors, hardware
 
 log = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT = 5  # seconds
-HEALTH_TIMEOUT = 3  # seconds; whoever asks /healthz waits for this
-LIST_TIMEOUT = 5  # seconds; a page waits for this
-READ_SIZE = 65536  # bytes; an upper bound: what has arrived is handed on at once
+# Timeouts in seconds. An answer waits for its next chunk as long as Server.timeout says.
+CONNECT_TIMEOUT = 5
+HEALTH_TIMEOUT = 3  # a request to /healthz waits for this
+LIST_TIMEOUT = 5  # loading the page waits for this
+METRICS_TIMEOUT = 10
+TOKENIZE_TIMEOUT = 30
+READ_SIZE = 65536  # bytes; only an upper bound: whatever has arrived is passed on immediately
 
-# A white square of 64 pixels, to ask with.
+# A white square of 64 x 64 pixels, to find out whether a model accepts images.
 TEST_IMAGE = (
     "data:image/png;base64,"
     "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAS0lEQVR42u3PMQ0AAAwDoPo33UrYvQQckD4XAQEBAQ"
     "EBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAYHLAMpT0sIcNbcEAAAAAElFTkSuQmCC"
 )
 
-Message = dict[
-    str, Any
-]  # {"role": "system" | "user" | "assistant", "content": str or OpenAI's typed parts}
+# {"role": "system" | "user" | "assistant", "content": a str, or a list of OpenAI's content parts}
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Server:
-    """One running engine. `url` is its root, without /v1."""
+    """A running model server. `url` is its root, without /v1."""
 
     url: str
     label: str = ""
@@ -51,14 +53,14 @@ class Server:
     def from_url(
         cls, url: str, *, label: str = "", api_key: str | None = None, timeout: float = 300
     ) -> Server:
-        """A server from its address in any form: the root, or with /v1 or /generate."""
+        """A server by its root URL, which may end in /v1 or /generate."""
         url = url.strip().rstrip("/")
         for suffix in ("/v1", "/generate"):
             url = url.removesuffix(suffix)
         return cls(url, label, api_key, timeout)
 
     @property
-    def is_here(self) -> bool:
+    def is_local(self) -> bool:
         """Whether it runs on this machine."""
         return hardware.is_loopback(urlsplit(self.url).hostname)
 
@@ -69,23 +71,23 @@ class Server:
 
 @dataclass(frozen=True)
 class Model:
-    """One model that a server offers. `protocol` is how that server is spoken to."""
+    """A model that a server offers. `protocol` is the one that the server speaks."""
 
     server: Server
     name: str
     protocol: str = "openai"  # or "generate"
-    context_length: int | None = None
-    is_vllm: bool = False  # it knows fields of vLLM's own
+    context_length: int | None = None  # tokens
+    is_vllm: bool = False  # the server accepts vLLM's extra request fields
 
     @property
     def label(self) -> str:
-        """The name to show and to choose by, unique over all servers."""
+        """The name shown on the page, unique across all servers."""
         return f"{self.name} ({self.server.label})" if self.server.label else self.name
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What arrived together: new text, new thinking, and at the end the reason it ended and the token counts."""
+    """One event of a stream: new text or reasoning; at the end, the finish reason and the usage."""
 
     text: str = ""
     reasoning: str = ""
@@ -94,29 +96,29 @@ class Chunk:
 
 
 def models(server: Server) -> list[Model]:
-    """Ask a server which models it offers.
+    """The models that a server offers.
 
-    A server without /v1/models but with /health is taken for vLLM's legacy one, which names no model.
-    Raises ModelError if it cannot be reached or refuses.
+    A server that answers /v1/models with 404 is taken for vLLM's legacy server, which does not name
+    its model. Raises ModelError if the server cannot be reached or returns an error.
     """
     with _session(server) as session:
-        answer = session.get(f"{server.url}/v1/models", timeout=(CONNECT_TIMEOUT, LIST_TIMEOUT))
-        if answer.status_code == 404:
+        response = session.get(f"{server.url}/v1/models", timeout=(CONNECT_TIMEOUT, LIST_TIMEOUT))
+        if response.status_code == 404:
             return [Model(server, server.label or "vLLM (legacy server)", "generate")]
-        _check(answer)
-        found = [
+        _check(response)
+        models = [
             Model(
                 server,
                 model["id"],
                 context_length=model.get("max_model_len"),
                 is_vllm=model.get("owned_by") == "vllm",
             )
-            for model in answer.json()["data"]
+            for model in response.json()["data"]
         ]
-        # For seconds after the death of vLLM's engine, its API server still answers this.
-        if any(model.is_vllm for model in found) and not _is_up(session, server, LIST_TIMEOUT):
+        # vLLM's API server keeps listing models for some seconds after its engine has died.
+        if any(model.is_vllm for model in models) and not _is_up(session, server, LIST_TIMEOUT):
             raise errors.unreachable(server.label)
-        return found
+        return models
 
 
 def is_up(server: Server) -> bool:
@@ -129,9 +131,10 @@ def is_up(server: Server) -> bool:
 
 
 def _is_up(session: requests.Session, server: Server, timeout: float) -> bool:
-    """Ask /health, and /readiness if that is 503: vllm-router's /health is 503 while any of its replicas is down.
+    """Check /health; if that is 503, /readiness decides.
 
-    A server that is not vLLM may have neither, and still answer.
+    The /health of vllm-router is 503 as long as any of its replicas is down. Servers other than
+    vLLM may have neither endpoint and still answer requests.
     """
 
     def status(path: str) -> int:
@@ -142,17 +145,17 @@ def _is_up(session: requests.Session, server: Server, timeout: float) -> bool:
 
 
 class Stream:
-    """An answer on its way: an iterator of Chunks, which raises ModelError.
+    """A streamed answer: an iterator of Chunks that raises ModelError.
 
-    Nothing is sent before the first chunk is asked for. `close` may be called from any thread: it ends a read that
-    waits, and with the connection the engine stops generating.
+    The request is sent when the first chunk is requested. `close` may be called from any thread: it
+    interrupts a blocked read and closes the connection, upon which the engine stops generating.
     """
 
     def __init__(self, model: Model, path: str, body: dict[str, Any]):
         self.model = model
         self.path = path
         self.body = body
-        self._answer: requests.Response | None = None
+        self._response: requests.Response | None = None
         self._closed = False
         self._chunks = (_generate if model.protocol == "generate" else _openai)(self)
 
@@ -164,14 +167,17 @@ class Stream:
 
     def close(self) -> None:
         self._closed = True
-        if self._answer is not None:
-            with suppress(OSError, ValueError, RuntimeError):  # it has ended, or ends just now
-                self._answer.raw.shutdown()  # wakes a thread that waits in a read; its generator closes the connection
-        with suppress(ValueError):  # that thread is inside the generator
+        if self._response is not None:
+            # Wakes a thread blocked in a read; that thread's generator then closes the connection.
+            with suppress(
+                OSError, ValueError, RuntimeError
+            ):  # the response has ended, or just does
+                self._response.raw.shutdown()
+        with suppress(ValueError):  # another thread is running the generator
             self._chunks.close()
 
     def lines(self, separators: bytes) -> Iterator[bytes]:
-        """POST the request and yield the answer's lines as they arrive, without the blank ones."""
+        """POST the request and yield the non-empty lines of the response as they arrive."""
         table = bytes.maketrans(separators, b"\n" * len(separators))
         server = self.model.server
         timeout = (CONNECT_TIMEOUT, server.timeout)
@@ -179,13 +185,13 @@ class Stream:
             _session(server) as session,
             session.post(
                 server.url + self.path, json=self.body, stream=True, timeout=timeout
-            ) as self._answer,
+            ) as self._response,
         ):
-            _check(self._answer)
+            _check(self._response)
             rest = b""
-            # read1 returns what one read of the socket gave; requests' iter_lines would wait for a full buffer.
+            # read1 returns after one read of the socket; iter_lines would wait for a full buffer.
             try:
-                while data := self._answer.raw.read1(READ_SIZE, decode_content=True):
+                while data := self._response.raw.read1(READ_SIZE, decode_content=True):
                     *lines, rest = (rest + data.translate(table)).split(b"\n")
                     yield from filter(None, lines)
             except urllib3.exceptions.HTTPError:
@@ -196,43 +202,36 @@ class Stream:
 
 
 def chat(model: Model, messages: list[Message], sampling: dict[str, Any]) -> Stream:
-    """The answer to a conversation; where the last message is the assistant's, the rest of that one.
+    """Stream the answer to a conversation. If the last message is the assistant's, continue it.
 
-    `sampling` holds the fields of the request (max_tokens, temperature, ...) that are set; the others are not sent,
-    so the model's own defaults hold.
+    `sampling` holds the request fields to send (max_tokens, temperature, ...). The model's own
+    defaults apply to all others.
     """
     if model.protocol == "generate":
         # Without a chat template the model would go on to write the user's next turn.
         stop = [*sampling.get("stop", []), "\nUser:"]
         return complete(model, transcript(messages), sampling | {"stop": stop})
-    body = {
-        "model": model.name,
-        "messages": messages,
-        **sampling,
-        **_STREAM,
-        **_prompt_end(messages),
-    }
-    return Stream(model, "/v1/chat/completions", body)
+    body = {"model": model.name, "messages": messages, **sampling, **_STREAM}
+    return Stream(model, "/v1/chat/completions", body | _continuation(messages))
 
 
-def _prompt_end(messages: list[Message]) -> dict[str, bool]:
-    """vLLM's fields that make it go on with the assistant's last message instead of beginning another."""
+def _continuation(messages: list[Message]) -> dict[str, bool]:
+    """vLLM's fields that make it continue the assistant's last message instead of starting one."""
     if messages and messages[-1]["role"] == "assistant":
         return {"continue_final_message": True, "add_generation_prompt": False}
     return {}
 
 
 def complete(model: Model, prompt: str, sampling: dict[str, Any]) -> Stream:
-    """The continuation of a text. Otherwise as `chat`."""
+    """Stream the continuation of a text. `sampling` is the same as for `chat`."""
     if model.protocol == "generate":
         return Stream(model, "/generate", {"prompt": prompt, "stream": True, **sampling})
-    return Stream(
-        model, "/v1/completions", {"model": model.name, "prompt": prompt, **sampling, **_STREAM}
-    )
+    body = {"model": model.name, "prompt": prompt, **sampling, **_STREAM}
+    return Stream(model, "/v1/completions", body)
 
 
 def transcript(messages: list[Message]) -> str:
-    """A conversation as plain text, for a server that has no chat template; it ends where the answer goes."""
+    """A conversation as plain text that ends where the answer begins: a makeshift chat template."""
     names = {"system": "System", "user": "User", "assistant": "Assistant"}
     lines = [f"{names[message['role']]}: {text_of(message)}" for message in messages]
     if not messages or messages[-1]["role"] != "assistant":
@@ -241,7 +240,7 @@ def transcript(messages: list[Message]) -> str:
 
 
 def text_of(message: Message) -> str:
-    """The text of a message, without its pictures."""
+    """The text of a message, without its images."""
     content = message["content"]
     if isinstance(content, str):
         return content
@@ -249,44 +248,49 @@ def text_of(message: Message) -> str:
 
 
 def count_tokens(model: Model, prompt: str | list[Message]) -> int | None:
-    """Tokens of a text or a conversation as the model gets it; None if the server cannot count. Raises ModelError."""
+    """Number of tokens in a text, or in a conversation after the chat template.
+
+    None if the server has no /tokenize. Raises ModelError.
+    """
     if isinstance(prompt, str):
         body: dict[str, Any] = {"model": model.name, "prompt": prompt}
     else:
-        body = {"model": model.name, "messages": prompt, **_prompt_end(prompt)}
-    status, answer = _ask(model.server, "/tokenize", body)
-    return answer.get("count") if status == 200 else None
+        body = {"model": model.name, "messages": prompt, **_continuation(prompt)}
+    status, result = _tokenize(model.server, body)
+    return result.get("count") if status == 200 else None
 
 
 def takes_images(model: Model) -> bool:
-    """Whether the model takes pictures: asked by letting the server count the tokens of one. Raises ModelError.
+    """Whether the model accepts images: whether the server can tokenize one. Raises ModelError.
 
-    A model without eyes refuses that; a server that cannot count is taken to have none.
+    A text-only model returns an error, and a server without /tokenize counts as text-only.
     """
-    picture = {"type": "image_url", "image_url": {"url": TEST_IMAGE}}
-    body = {"model": model.name, "messages": [{"role": "user", "content": [picture]}]}
-    return _ask(model.server, "/tokenize", body)[0] == 200
+    image = {"type": "image_url", "image_url": {"url": TEST_IMAGE}}
+    body = {"model": model.name, "messages": [{"role": "user", "content": [image]}]}
+    return _tokenize(model.server, body)[0] == 200
 
 
 def metrics(server: Server) -> str | None:
-    """The text of the server's /metrics; None where it has none. Raises ModelError."""
+    """The text of the server's /metrics, or None if it has none. Raises ModelError."""
+    timeout = (CONNECT_TIMEOUT, METRICS_TIMEOUT)
     with _session(server) as session:
-        answer = session.get(f"{server.url}/metrics", timeout=(CONNECT_TIMEOUT, 10))
-        return answer.text if answer.ok else None
+        response = session.get(f"{server.url}/metrics", timeout=timeout)
+        return response.text if response.ok else None
 
 
-def _ask(server: Server, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """POST -> status and JSON of the answer, whatever they are."""
+def _tokenize(server: Server, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """POST /tokenize -> the HTTP status and the JSON object of the response, {} if it has none."""
+    timeout = (CONNECT_TIMEOUT, TOKENIZE_TIMEOUT)
     with _session(server) as session:
-        answer = session.post(server.url + path, json=body, timeout=(CONNECT_TIMEOUT, 30))
+        response = session.post(f"{server.url}/tokenize", json=body, timeout=timeout)
         try:
-            value = answer.json()
+            value = response.json()
         except ValueError:
             value = {}
-        return answer.status_code, value if isinstance(value, dict) else {}
+        return response.status_code, value if isinstance(value, dict) else {}
 
 
-# -- the OpenAI protocol: server-sent events ---------------------------------------------------------------
+# -- the OpenAI API: server-sent events ----------------------------------------------------
 
 _STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
@@ -302,12 +306,12 @@ def _openai(stream: Stream) -> Generator[Chunk, None, None]:
         chunk = _chunk(_decode(data))
         finished = finished or chunk.finish_reason is not None
         yield chunk
-    if not finished:  # some servers leave out [DONE]; none leaves out the finish reason
+    if not finished:  # some servers omit [DONE], but none omits the finish reason
         raise errors.cut_off()
 
 
 def _chunk(event: dict[str, Any]) -> Chunk:
-    if "error" in event:  # vLLM reports a failure in mid-stream as an event
+    if "error" in event:  # vLLM reports an error in mid-stream as an event
         raise errors.from_response(event["error"].get("code") or 500, event)
     usage = event.get("usage")
     if not event.get("choices"):
@@ -320,29 +324,30 @@ def _chunk(event: dict[str, Any]) -> Chunk:
     return Chunk(delta.get("content") or "", reasoning, choice.get("finish_reason"), usage)
 
 
-# -- the legacy protocol: lines of JSON, each with the prompt and everything so far ---------------------------
+# -- vLLM's legacy server: JSON lines, each with the prompt and the whole text so far ------
 
 
 def _generate(stream: Stream) -> Generator[Chunk, None, None]:
     prompt = stream.body["prompt"]
-    sent, seen = 0, False
+    sent, received_any = 0, False
     for line in stream.lines(b"\0\n"):
         texts = _decode(line).get("text")
         if not isinstance(texts, list) or not texts or not isinstance(texts[0], str):
             raise errors.malformed_response()
-        # The prompt is echoed in front. A tokenizer may not give back its exact spelling; its length is the best guess.
+        received_any = True
+        # The text starts with the prompt. A tokenizer may not reproduce it character for character,
+        # so its length is the best guess.
         text = texts[0][len(prompt) :]
-        seen = True
-        # A character whose bytes are still incomplete shows as U+FFFD until the next token completes it.
+        # An incomplete UTF-8 character appears as U+FFFD until the next token completes it.
         text = text.removesuffix("\ufffd")
         yield Chunk(text[sent:])
         sent = max(sent, len(text))
-    if not seen:
+    if not received_any:
         raise errors.cut_off()
     yield Chunk(finish_reason="stop")
 
 
-# -- HTTP ------------------------------------------------------------------------------------------------
+# -- HTTP ----------------------------------------------------------------------------------
 
 
 def _decode(line: bytes) -> dict[str, Any]:
@@ -352,28 +357,28 @@ def _decode(line: bytes) -> dict[str, Any]:
             return value
     except ValueError:
         pass
-    log.error("the engine sent a line that is not JSON: %r", line[:500])
+    log.error("the model server sent a line that is not a JSON object: %r", line[:500])
     raise errors.malformed_response()
 
 
-def _check(answer: requests.Response) -> None:
-    """Raise the ModelError that a refusal stands for."""
-    if answer.ok:
+def _check(response: requests.Response) -> None:
+    """Raise a ModelError if the response is an HTTP error."""
+    if response.ok:
         return
     try:
-        body = answer.json()
+        body = response.json()
     except ValueError:
-        body = answer.text
-    log.error("the engine answered %s: %s", answer.status_code, str(body)[:500])
-    raise errors.from_response(answer.status_code, body)
+        body = response.text
+    log.error("the model server returned HTTP %s: %s", response.status_code, str(body)[:500])
+    raise errors.from_response(response.status_code, body)
 
 
 @contextmanager
 def _session(server: Server) -> Iterator[requests.Session]:
-    """A session with `server` in which every way a connection can fail becomes its ModelError."""
+    """A session that turns every connection failure into a ModelError."""
     with requests.Session() as session:
-        # No proxy and no .netrc between this page and an engine on the same machine.
-        session.trust_env = not server.is_here
+        # A local server must not be reached through a proxy, nor with credentials from .netrc.
+        session.trust_env = not server.is_local
         session.headers.update(server.headers)
         try:
             yield session
@@ -382,8 +387,8 @@ def _session(server: Server) -> Iterator[requests.Session]:
         except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError):
             raise errors.timed_out(server.timeout) from None
         except (urllib3.exceptions.HTTPError, requests.exceptions.ChunkedEncodingError) as error:
-            log.error("the engine's stream broke off: %s", error)
+            log.error("the stream from the model server broke off: %s", error)
             raise errors.cut_off() from None
         except requests.exceptions.RequestException as error:
-            log.error("the engine cannot be reached: %s", type(error).__name__)
+            log.error("the model server cannot be reached: %s", type(error).__name__)
             raise errors.unreachable(server.label) from None

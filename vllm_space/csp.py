@@ -1,7 +1,7 @@
-"""The content security policy: what a browser may load and run on the page (https://www.w3.org/TR/CSP3).
+"""The content security policy: what the browser may load and run (https://www.w3.org/TR/CSP3).
 
-The address of an image in an answer can carry what was said before to any server. So the browser is told to ask this
-address alone.
+An image URL in an answer could leak the conversation to any server, so the page may only load from
+its own address.
 """
 
 from __future__ import annotations
@@ -11,26 +11,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vllm_space.settings import Settings
 
-GRADIO_CDN = (
-    "https://gradio.s3-us-west-2.amazonaws.com"  # what a page behind a gradio.live link is made of
-)
-OWN = "'self' data: blob:"
+SELF = "'self' data: blob:"
+GRADIO_CDN = "https://gradio.s3-us-west-2.amazonaws.com"  # serves the assets of gradio.live pages
 
 
 def policy(config: Settings) -> str:
-    """The header's value. Gradio's page has scripts in its HTML, and its plots make code as they run."""
-    code = f"{OWN} 'unsafe-inline' 'unsafe-eval'" + (
-        f" {GRADIO_CDN}" if config.gradio_share else ""
-    )
-    images = " ".join([OWN, *config.app_image_origins])
+    """The value of the Content-Security-Policy header."""
+    # Gradio's HTML contains inline scripts, and its plots compile code at run time.
+    scripts = f"{SELF} 'unsafe-inline' 'unsafe-eval'"
+    if config.gradio_share:
+        scripts += f" {GRADIO_CDN}"
+    images = " ".join([SELF, *config.app_image_origins])
     return (
-        f"default-src {code}; img-src {images}; media-src {images}; "
+        f"default-src {scripts}; img-src {images}; media-src {images}; "
         "frame-src 'none'; object-src 'none'; base-uri 'self'; form-action 'self'"
     )
 
 
 class CspMiddleware:
-    """ASGI: puts the policy on every answer."""
+    """ASGI middleware: adds the policy to every response."""
 
     def __init__(self, app: ASGIApp, config: Settings):
         self.app = app

@@ -1,26 +1,25 @@
-"""Every failure -> one sentence that says what happened and what to do.
+"""Errors whose message is shown to people: one or two sentences, what happened and what to do.
 
-The one vocabulary of errors: the classes below are raised everywhere, and their text is what a person
-sees. It never holds a secret, and knows nothing of where it is shown. Details go to the log.
+A message never contains a secret and does not depend on where it is shown. Details go to the log.
 """
 
 from __future__ import annotations
 
 
 class SpaceError(Exception):
-    """A failure whose text is a sentence for the person who can act on it."""
+    """A failure whose message is written for the person who can do something about it."""
 
 
 class SettingsError(SpaceError):
-    """A variable has a value that cannot work. One line for each."""
+    """An environment variable is invalid. The message has one line for each."""
 
 
 class EngineError(SpaceError):
-    """The engine cannot be started, or died."""
+    """The engine cannot be started, or it died."""
 
 
 class ModelError(SpaceError):
-    """A request to a model failed. `status` is the HTTP status that says the same."""
+    """A request to a model failed. `status` is the matching HTTP status."""
 
     status = 502
 
@@ -34,127 +33,116 @@ class TimedOut(ModelError):
 
 
 class Rejected(ModelError):
-    """The engine understood the request and will not serve it as it is."""
+    """The request is invalid, or too large for the model or this Space."""
 
     status = 400
 
 
 class Interrupted(ModelError):
-    """The stream broke off; what had arrived is kept."""
+    """The stream broke off. The text received so far is kept."""
 
 
-# -- talking to an engine ------------------------------------------------------------------------------------
+# -- requests to a model server ------------------------------------------------------------
 
 
 def unreachable(label: str = "") -> Unreachable:
-    who = f"The model server {label}" if label else "The model server"
+    server = f"The model server {label}" if label else "The model server"
     return Unreachable(
-        f"{who} cannot be reached. It may be starting or down: wait a minute and try again."
+        f"{server} cannot be reached. It may be down or still starting. Try again in a minute."
     )
 
 
 def no_server() -> Unreachable:
-    return Unreachable(
-        "There is no engine: this Space has no GPU, and MODEL_URL names no other server."
-    )
+    return Unreachable("No model is running: this Space has no GPU and MODEL_URL is not set.")
 
 
 def timed_out(seconds: float) -> TimedOut:
     return TimedOut(
-        f"The model sent nothing for {seconds:g} seconds. Try again with a shorter prompt, or raise REQUEST_TIMEOUT."
+        f"The model sent nothing for {seconds:g} s. Try a shorter prompt, or raise REQUEST_TIMEOUT."
     )
 
 
-def too_long(what: str, tokens: int, context_length: int) -> Rejected:
+def too_long(prompt: str, tokens: int, context_length: int) -> Rejected:
+    """`prompt` is what to call it: "conversation" or "text"."""
     return Rejected(
-        f"The {what} has {tokens:,} tokens and the model's context holds {context_length:,}, the answer included: "
-        "shorten it, or start a new one."
+        f"The {prompt} has {tokens:,} tokens, but the model's context length is "
+        f"{context_length:,}, including the answer. Shorten it or start a new one."
     )
 
 
 def malformed_request() -> Rejected:
-    return Rejected("This page cannot make sense of that request.")
+    return Rejected("This request is malformed. Reload the page and try again.")
 
 
 def bad_message() -> Rejected:
     return Rejected(
-        'Each message of the history is {"role": "user" or "assistant", "content": "text"}.'
+        'Each message in the history must be {"role": "user" or "assistant", "content": "text"}.'
     )
 
 
 def too_many_answers(running: int) -> Rejected:
-    return Rejected(
-        f"You have {running} answers running already: wait until one of them has ended, or stop it."
-    )
+    answers = "1 answer" if running == 1 else f"{running} answers"
+    return Rejected(f"You already have {answers} running. Wait for one to finish, or stop it.")
 
 
 def cut_off() -> Interrupted:
     return Interrupted(
-        "The answer was cut off: the connection to the model server was lost. Try again."
+        "The answer was cut off because the connection to the model server was lost. Try again."
     )
 
 
 def internal() -> ModelError:
-    return ModelError(
-        "Something went wrong on this page's side. Try again; the log of the Space says more."
-    )
+    return ModelError("Something went wrong on this page. Try again; the Space's log says why.")
 
 
 def malformed_response() -> Interrupted:
     return Interrupted(
-        "The model server sent something that is not an answer. Check that MODEL_URL is an LLM server."
+        "The model server sent an invalid response. Check that MODEL_URL points to an LLM server."
     )
 
 
 def from_response(status: int, body: object) -> ModelError:
-    """The error for a refusal: an HTTP status with the body (decoded JSON, or text) that came with it."""
-    said = _message(body)
-    if "EngineCore encountered an issue" in said:
-        return Interrupted(
-            "The model's engine has died. Wait a minute until it is back, and try again."
+    """The error for an HTTP error response. `body` is its decoded JSON or its text."""
+    reason = _reason(body)
+    if "EngineCore encountered an issue" in reason:
+        return Interrupted("The engine has crashed. Try again in a minute, once it has restarted.")
+    if status in (401, 403):
+        return Rejected(
+            "The model server rejected the API key. Set MODEL_API_KEY to that server's key."
         )
-    known = [
-        (
-            status in (401, 403),
-            "The model server refused the key. Set MODEL_API_KEY to the server's key.",
-        ),
-        (
-            "chat template" in said,
-            "This model has no chat template, so it cannot chat. Use the Completion tab, or choose an instruct model.",
-        ),
-        (
-            any(
-                words in said
-                for words in ("maximum context length", "maximum model length", "max_model_len")
-            ),
-            "The conversation does not fit the model's context. Shorten it or start a new one, or lower "
-            f"max tokens. The server says: {said}",
-        ),
-        (status == 429, "The model server is busy. Try again in a minute."),
-        (
-            status == 404,
-            f"The model server does not know this request: {said} Reload the page and try again.",
-        ),
-    ]
-    for matches, sentence in known:
-        if matches:
-            return Rejected(sentence)
+    if "chat template" in reason:
+        return Rejected(
+            "This model has no chat template, so it cannot chat. "
+            "Use the Completion tab, or choose an instruct model."
+        )
+    limits = ("maximum context length", "maximum model length", "max_model_len")
+    if any(limit in reason for limit in limits):
+        return Rejected(
+            "The conversation does not fit into the model's context. Shorten it, start a new one, "
+            f"or lower max tokens. The server says: {reason}"
+        )
+    if status == 429:
+        return Rejected("The model server is busy. Try again in a minute.")
+    if status == 404:
+        return Rejected(
+            f"The model server did not find the model or endpoint: {reason} "
+            "Reload the page and try again."
+        )
     if status < 500:
-        return Rejected(f"The model server refused the request: {said}")
+        return Rejected(f"The model server rejected the request: {reason}")
     return ModelError(
-        f"The model server failed (HTTP {status}): {said} Try again; the engine's log says more."
+        f"The model server failed (HTTP {status}): {reason} "
+        "Try again; the engine's log has the details."
     )
 
 
-def _message(body: object) -> str:
-    """What an error body says, in any of the forms servers use, as one short sentence."""
+def _reason(body: object) -> str:
+    """The message in an error body, in whichever format the server uses, as one short sentence."""
     if isinstance(body, dict):
-        inner = body.get("error", body)
-        body = (
-            inner.get("message") or inner.get("detail") or inner
-            if isinstance(inner, dict)
-            else inner
-        )
+        error = body.get("error", body)
+        if isinstance(error, dict):
+            error = error.get("message") or error.get("detail") or error
+        body = error
     text = " ".join(str(body).split()) or "no reason given"
     text = text if len(text) <= 300 else text[:299] + "…"
     return text if text[-1] in ".!?…" else text + "."

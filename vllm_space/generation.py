@@ -1,6 +1,7 @@
-"""The one path from a request to an answer: validate it, fit it to the context, count it for its visitor, stream it.
+"""The path from a request to its answer: validate, fit to the context, limit per visitor, stream.
 
-Every tab of the page, the endpoints /chat and /complete and their MCP tools go this way. Knows nothing of Gradio.
+The page's tabs, the endpoints /chat and /complete and their MCP tools all use it. Knows nothing of
+Gradio.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from vllm_space.client import Message, Model, Stream
 from vllm_space.settings import Settings
 from vllm_space.streaming import Answer, Streams
 
-TEMPLATE_ROOM = 512  # tokens that a chat template may add to what a visitor wrote
+TEMPLATE_MARGIN = 512  # tokens that a chat template may add to the messages
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a visitor asks of a model.
+    """A visitor's request to a model.
 
-    `prompt` is a conversation to answer, without its system prompt, or a text to continue. `model` is a label or a
-    name; empty means the first. `sampling` holds the parameters as the visitor gave them, by name; None and "" are
-    unset.
+    `prompt` is either a conversation to answer, without its system prompt, or a text to continue.
+    `model` is a label or a name; empty means the first model. `sampling` holds unvalidated
+    parameters by name; None and "" are unset.
     """
 
     prompt: str | list[Message]
@@ -34,21 +35,21 @@ class Request:
 
 
 class Generation:
-    """All answers of this Space's page."""
+    """Generates the answers of this Space's page."""
 
     def __init__(self, config: Settings, catalog: Catalog):
         self.config = config
         self.catalog = catalog
-        # A quarter of the slots for one visitor, with ten tabs or not; a comparison alone takes four.
+        # One visitor gets at most a quarter of the slots, but at least the four of a comparison.
         self.streams = Streams(per_visitor=max(4, config.max_concurrency // 4))
 
     def answer(self, request: Request, visitor: str) -> Iterator[Answer]:
-        """Yield the growing answer, the same object each time. Raises nothing: what goes wrong becomes its `error`."""
+        """Yield the growing answer, the same object each time. Failures end up in its `error`."""
         for answers in self.answers([request], visitor):
             yield answers[0]
 
     def answers(self, requests: list[Request], visitor: str) -> Iterator[list[Answer]]:
-        """Yield the growing answers to several requests that run at the same time. Otherwise as `answer`."""
+        """Like `answer`, for several concurrent requests. If one fails, the others go on."""
         answers = [Answer(verbatim=isinstance(request.prompt, str)) for request in requests]
         streams = []
         for request, answer in zip(requests, answers, strict=True):
@@ -63,26 +64,28 @@ class Generation:
             yield answers
 
     def stream(self, request: Request) -> Stream:
-        """The request, validated and fitted to the context, about to be sent. Raises SpaceError."""
+        """A stream for the request, validated and fitted to the context. Raises SpaceError."""
         model = self.catalog.find(request.model)
         fields = sampling.request_fields(request.sampling, self.config.max_tokens_limit)
         if isinstance(request.prompt, str):
-            return client.complete(model, request.prompt, _fitted(model, request.prompt, fields))
+            fields = _fit_to_context(model, request.prompt, fields)
+            return client.complete(model, request.prompt, fields)
         _check(request)
         messages = [*system_message(request.system_prompt), *request.prompt]
-        return client.chat(model, messages, _fitted(model, messages, fields))
+        return client.chat(model, messages, _fit_to_context(model, messages, fields))
 
 
 def system_message(system_prompt: str) -> list[Message]:
-    """What is sent to the engine in front of a conversation; no message if there is no system prompt.
+    """The messages sent to the engine before a conversation: the system prompt, unless it is empty.
 
-    Only the engine gets it. A saved conversation holds the visitor's own system prompt (page/conversation.py).
+    They are not part of the saved conversation, which stores the visitor's system prompt itself
+    (page/conversation.py).
     """
     return [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
 
 
 def _check(request: Request) -> None:
-    """Raise Rejected if a request, which may come from any program, is no conversation."""
+    """Raise Rejected unless the request, which any program can send, is a valid conversation."""
     if not isinstance(request.prompt, list) or not isinstance(request.system_prompt, str):
         raise errors.malformed_request()
     for message in request.prompt:
@@ -95,7 +98,7 @@ def _check(request: Request) -> None:
 
 
 def _is_part(part: Any) -> bool:
-    """Whether that is a text or an image of OpenAI's typed parts."""
+    """Whether `part` is a text or image content part in OpenAI's format."""
     if not isinstance(part, dict):
         return False
     image = part.get("image_url")
@@ -104,20 +107,20 @@ def _is_part(part: Any) -> bool:
     )
 
 
-def _fitted(model: Model, prompt: str | list[Message], fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields, with max_tokens lowered to what is left of the context.
+def _fit_to_context(
+    model: Model, prompt: str | list[Message], fields: dict[str, Any]
+) -> dict[str, Any]:
+    """The fields with max_tokens lowered to the room left in the context.
 
-    Raises Rejected, with the numbers, if nothing is left. A token is at least one byte, so most prompts need no
-    counting.
+    Raises Rejected if the prompt leaves no room. A token is at least one byte, so a short prompt is
+    known to fit without asking the server to count its tokens.
     """
     context = model.context_length
+    if not context or model.protocol != "openai":
+        return fields
     texts = [prompt] if isinstance(prompt, str) else [str(message["content"]) for message in prompt]
     size = sum(len(text.encode("utf-8", "replace")) for text in texts)
-    if (
-        not context
-        or model.protocol != "openai"
-        or size + TEMPLATE_ROOM + fields["max_tokens"] <= context
-    ):
+    if size + TEMPLATE_MARGIN + fields["max_tokens"] <= context:
         return fields
     count = client.count_tokens(model, prompt)
     if count is None:

@@ -1,6 +1,6 @@
-"""Gradio's web application with what it lacks: an ingress before everything, and honest answers to what goes wrong.
+"""Gradio's web application, plus what it lacks: an ingress in front and correct error statuses.
 
-Everything that works around Gradio's server is here or in page/, tagged "gradio 6.31".
+All workarounds for Gradio's server are in this file or in page/, tagged "gradio 6.31".
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ log = logging.getLogger(__name__)
 
 
 class GradioApp(App):
-    """Gradio's FastAPI application, for `Blocks.launch(_app=...)`, which gr.Server uses too (gradio#13117).
+    """Gradio's FastAPI application, for `Blocks.launch(_app=...)`, which gr.Server uses too.
 
-    `ingress` gets the whole application and returns the one to serve. gradio 6.31: what `app_kwargs["middleware"]`
-    names stands behind Gradio's own CORS layer, which lets the scripts of every site read what is answered
-    (gradio#10276).
+    `ingress` receives the complete application and returns the one to serve (gradio#13117).
     """
+
+    # gradio 6.31: app_kwargs["middleware"] runs inside Gradio's own CORS middleware, which lets the
+    # scripts of any site read the responses (gradio#10276)
 
     def __init__(self, ingress: Callable[[ASGIApp], ASGIApp], **options: Any):
         super().__init__(default_response_class=ORJSONResponse, **options)
@@ -41,18 +42,16 @@ class GradioApp(App):
 
 
 def reject_unknown_events() -> None:
-    """Let Gradio answer 404 to a request for an event that the page does not have.
-
-    gradio 6.31: route_utils.get_fn raises KeyError or FnIndexInferError, which is answered with 500 like a bug.
-    """
-    find = route_utils.get_fn
+    """Make Gradio return 404 for an event that the page does not have."""
+    # gradio 6.31: get_fn raises KeyError or FnIndexInferError, which becomes a 500 like a bug
+    gradio_get_fn = route_utils.get_fn
 
     def get_fn(blocks: Blocks, api_name: str | None, body: PredictBody) -> BlockFunction:
         try:
-            event = find(blocks, api_name, body)
+            event = gradio_get_fn(blocks, api_name, body)
         except (KeyError, FnIndexInferError):
             event = None
-        if event is None or event.fn is None:  # without a function, it happens in the browser alone
+        if event is None or event.fn is None:  # without a function, it runs in the browser only
             raise HTTPException(404, "This page has no such event.")
         return event
 
@@ -60,11 +59,12 @@ def reject_unknown_events() -> None:
 
 
 class ErrorMiddleware:
-    """ASGI: what Gradio answers with HTTP 500 becomes what it is.
+    """ASGI middleware: turns Gradio's 500 for a rejected request into a 400.
 
-    gradio 6.31: outside the queue a gr.Error is answered with 500 like a bug. A refusal that has a sentence for the
-    visitor becomes 400; a failure of the page stays 500, with a sentence too.
+    A bug remains a 500, with a message for the visitor.
     """
+
+    # gradio 6.31: outside the queue, a gr.Error becomes a 500 like a bug
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -75,42 +75,39 @@ class ErrorMiddleware:
         started, failed = False, False
         body = b""
 
-        async def watch(message: Message) -> None:
+        async def intercept(message: Message) -> None:
             nonlocal started, failed, body
             if message["type"] == "http.response.start":
                 started, failed = True, message["status"] == 500
             elif failed and message["type"] == "http.response.body":
                 body += message.get("body", b"")
                 if not message.get("more_body"):
-                    await _answer(body)(scope, receive, send)
+                    await _error_response(body)(scope, receive, send)
             if not failed:
                 await send(message)
 
         try:
-            await self.app(scope, receive, watch)
-        except (
-            UnicodeEncodeError
-        ):  # half a surrogate pair, which only a request brings, cannot be sent back
+            await self.app(scope, receive, intercept)
+        except UnicodeEncodeError:  # the request contains a lone surrogate, which Gradio sends back
             if started:
                 raise
-            await JSONResponse({"error": str(errors.malformed_request())}, 400)(
-                scope, receive, send
-            )
+            message = str(errors.malformed_request())
+            await JSONResponse({"error": message}, 400)(scope, receive, send)
         except Exception:
             if started:
                 raise
-            log.exception("Gradio failed at a request for %r", scope["path"])
-            await _answer(b"")(scope, receive, send)
+            log.exception("Gradio failed to handle a request for %r", scope["path"])
+            await _error_response(b"")(scope, receive, send)
 
 
-def _answer(body: bytes) -> JSONResponse:
-    """The answer in place of one with status 500 and this body."""
+def _error_response(body: bytes) -> JSONResponse:
+    """The response that replaces a 500 with this body."""
     internal = str(errors.internal())
     try:
-        answer = json.loads(body)
-        sentence = answer["error"]
+        fields = json.loads(body)
+        message = fields["error"]
     except (ValueError, TypeError, KeyError):
-        answer, sentence = {}, None
-    if isinstance(sentence, str) and sentence != internal:
-        return JSONResponse(answer, 400)
-    return JSONResponse({**answer, "error": internal, "detail": internal}, 500)
+        fields, message = {}, None
+    if isinstance(message, str) and message != internal:
+        return JSONResponse(fields, 400)
+    return JSONResponse({**fields, "error": internal, "detail": internal}, 500)

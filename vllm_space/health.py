@@ -1,4 +1,4 @@
-"""/healthz: does an engine answer? Open to everyone, and tells no more than that."""
+"""/healthz: whether an engine can answer requests. Public, so it reveals nothing else."""
 
 from __future__ import annotations
 
@@ -13,39 +13,37 @@ from vllm_space import client, errors, run_dir
 from vllm_space.catalog import Catalog
 from vllm_space.settings import Settings
 
-FRESH = 1.0  # seconds for which the engines are not asked again
+MAX_AGE = 1.0  # seconds for which a check of the engines is cached
 
 
 class Health:
-    """ASGI: 200 when an engine answers, 503 with the reason when none does."""
+    """ASGI app: 200 if an engine is up, otherwise 503 with the reason."""
 
     def __init__(self, config: Settings, catalog: Catalog):
         self.config = config
         self.catalog = catalog
         self._lock = asyncio.Lock()
-        self._asked = -FRESH
+        self._checked_at = -MAX_AGE
         self._up = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await (await self.answer())(scope, receive, send)
+        await (await self._response())(scope, receive, send)
 
-    async def answer(self) -> JSONResponse:
+    async def _response(self) -> JSONResponse:
         status = run_dir.read_status(self.config.engine_run_dir)
         if status and status.state != "ready":
             return JSONResponse({"status": status.state, "reason": status.sentence}, 503)
-        if await self._engine_answers():
+        if await self._is_up():
             return JSONResponse({"status": "ok"})
         reason = errors.unreachable() if self.catalog.servers else errors.no_server()
         return JSONResponse({"status": "down", "reason": str(reason)}, 503)
 
-    async def _engine_answers(self) -> bool:
-        async with self._lock:  # however many poll, one asks
-            if time.monotonic() - self._asked >= FRESH:
-                servers = self.catalog.servers
-                self._up = any(
-                    await asyncio.gather(
-                        *(run_in_threadpool(client.is_up, each) for each in servers)
-                    )
-                )
-                self._asked = time.monotonic()
+    async def _is_up(self) -> bool:
+        async with self._lock:  # concurrent requests share one check
+            if time.monotonic() - self._checked_at >= MAX_AGE:
+                checks = [
+                    run_in_threadpool(client.is_up, server) for server in self.catalog.servers
+                ]
+                self._up = any(await asyncio.gather(*checks))
+                self._checked_at = time.monotonic()
             return self._up

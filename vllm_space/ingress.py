@@ -1,6 +1,6 @@
-"""The ingress: what every request to the one port meets first.
+"""Routes every request on the port to /healthz, the API gateway or the page.
 
-It stands before all of Gradio's application, Gradio's own middleware included: gradio_app.GradioApp puts it there.
+It wraps Gradio's whole application, including Gradio's own middleware (see gradio_app.GradioApp).
 """
 
 from __future__ import annotations
@@ -13,32 +13,33 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm_space.gateway import Gateway
 from vllm_space.health import Health
 
-# gradio 6.31: it fetches a remote "file" and hands it on (gradio#13593)
-FETCHING = re.compile(r"/file[=/]\s*https?:", re.IGNORECASE)
-RELOAD = "/gradio_api/dev/reload"  # gradio 6.31: there without `gradio app.py` too, and checks 20 times a second
+# gradio 6.31: its file route downloads a "file" from another site and serves it (gradio#13593)
+REMOTE_FILE = re.compile(r"/file[=/]\s*https?:", re.IGNORECASE)
+# gradio 6.31: its reload endpoint exists even without `gradio app.py`, and polls 20 times a second
+RELOAD = "/gradio_api/dev/reload"
 
 
 class Ingress:
-    """ASGI: /healthz, the API gateway, or the page, which is Gradio's."""
+    """ASGI app: /healthz, the API gateway, or else the page, which is Gradio's."""
 
     def __init__(self, page: ASGIApp, health: Health, gateway: Gateway, development: bool):
         self.page = page
         self.health = health
         self.gateway = gateway
-        self.development = development  # the page is reloaded on every change
+        self.development = development  # `gradio app.py`: reload the page on every change
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = self._answerer(scope["path"]) if scope["type"] == "http" else self.page
-        await answer(scope, receive, send)
+        app = self._app(scope["path"]) if scope["type"] == "http" else self.page
+        await app(scope, receive, send)
 
-    def _answerer(self, path: str) -> ASGIApp:
-        """Who answers a request for this path."""
+    def _app(self, path: str) -> ASGIApp:
+        """The app that handles a path."""
         if path == "/healthz":
             return self.health
         if self.gateway.serves(path):
             return self.gateway
-        if FETCHING.search(path):
-            return JSONResponse({"detail": "No other site's files are served here."}, 403)
+        if REMOTE_FILE.search(path):
+            return JSONResponse({"detail": "Files from other sites are not served here."}, 403)
         if path.rstrip("/") == RELOAD and not self.development:
             return JSONResponse({"detail": "Not Found"}, 404)
         return self.page

@@ -1,7 +1,7 @@
-"""vLLM's /metrics -> numbers, and their course over the last minutes.
+"""vLLM's Prometheus metrics and their history over the last minutes.
 
-Nothing is asked of an engine unless somebody looks; however many look, it is asked once a second at most.
-Knows nothing of Gradio.
+An engine is only scraped while somebody is looking, and at most once a second for all viewers
+together. Knows nothing of Gradio.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from vllm_space.client import Server
 
 T = TypeVar("T")
 
-OFTEN = 1.0  # seconds between two looks at an engine or a GPU, at least
-KEPT = 300  # seconds
+MAX_AGE = 1.0  # seconds for which a reading is cached
+HISTORY = 300  # seconds
 
+# https://docs.vllm.ai/en/latest/usage/metrics.html
 NAMES = {
     "vllm:num_requests_running": "running",
     "vllm:num_requests_waiting": "waiting",
@@ -35,41 +36,41 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Reading:
-    """One look at an engine. The token counts grow from its start on; `kv_cache` is a part from 0 to 1."""
+    """One scrape. The token counts are totals since the engine started."""
 
     time: float  # seconds since the epoch
     running: float = 0
     waiting: float = 0
-    kv_cache: float = 0
+    kv_cache: float = 0  # a fraction, 0 to 1
     prompt_tokens: float = 0
     generation_tokens: float = 0
 
 
 @dataclass(frozen=True)
 class Point:
-    """What an engine did between two looks."""
+    """A point of the plots: the later of two readings, with the token rates between them."""
 
     time: float  # seconds since the epoch
     running: float
     waiting: float
-    kv_cache: float
+    kv_cache: float  # a fraction, 0 to 1
     prompt_rate: float  # tokens per second
-    generation_rate: float
+    generation_rate: float  # tokens per second
 
 
 def read(text: str, now: float) -> Reading | None:
-    """The numbers in a /metrics text, over all models and ranks of the engine; None where it is not vLLM's."""
-    found: dict[str, float] = {}
+    """Parse a /metrics text, combining all models and ranks of the engine. None if not vLLM's."""
+    values: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if name := NAMES.get(sample.name):
-                together = max if name == "kv_cache" else float.__add__
-                found[name] = together(found.get(name, 0.0), float(sample.value))
-    return Reading(now, **found) if found else None
+                combine = max if name == "kv_cache" else float.__add__
+                values[name] = combine(values.get(name, 0.0), float(sample.value))
+    return Reading(now, **values) if values else None
 
 
 def between(earlier: Reading, later: Reading) -> Point:
-    """What was done between two readings. An engine that restarted meanwhile counts from zero again."""
+    """The point of two successive readings. A restarted engine counts from zero again."""
     seconds = max(later.time - earlier.time, 1e-3)
 
     def rate(before: float, after: float) -> float:
@@ -86,45 +87,45 @@ def between(earlier: Reading, later: Reading) -> Point:
 
 
 class Cached(Generic[T]):
-    """The answer to a question that is asked at most once every OFTEN seconds, however many want to know."""
+    """The result of a function, called at most once every MAX_AGE seconds whatever the demand."""
 
-    def __init__(self, ask: Callable[[], T]):
-        self._ask = ask
+    def __init__(self, function: Callable[[], T]):
+        self._function = function
         self._lock = threading.Lock()
-        self._asked = -math.inf
+        self._called_at = -math.inf
 
     def get(self) -> T:
-        """The answer, at most OFTEN seconds old."""
+        """The result, at most MAX_AGE seconds old."""
         with self._lock:
-            if time.monotonic() - self._asked >= OFTEN:
-                self._answer = self._ask()
-                self._asked = time.monotonic()
-            return self._answer
+            if time.monotonic() - self._called_at >= MAX_AGE:
+                self._result = self._function()
+                self._called_at = time.monotonic()
+            return self._result
 
 
 class Recorder:
-    """The course of one server's numbers, for everybody who looks."""
+    """The recent history of one server's metrics, shared by all viewers."""
 
     def __init__(self, server: Server):
         self.server = server
         self._last: Reading | None = None
         self._points: deque[Point] = deque()
-        self._shared = Cached(self._look)
+        self._cached = Cached(self._scrape)
 
     def points(self) -> list[Point]:
-        """The last minutes, now included. Empty where the server tells nothing or cannot be reached."""
-        return self._shared.get()
+        """The points of the last HISTORY seconds. None is added while the server has no metrics."""
+        return self._cached.get()
 
-    def _look(self) -> list[Point]:
+    def _scrape(self) -> list[Point]:
         try:
             text = client.metrics(self.server)
             reading = read(text, time.time()) if text else None
         except (errors.ModelError, ValueError):
             reading = None
         if reading and self._last:
-            # After a time in which nobody looked, the rate is that of the whole time.
+            # If nobody was looking for a while, the rates are averages over all that time.
             self._points.append(between(self._last, reading))
         self._last = reading
-        while self._points and self._points[0].time < time.time() - KEPT:
+        while self._points and self._points[0].time < time.time() - HISTORY:
             self._points.popleft()
         return list(self._points)

@@ -1,7 +1,7 @@
-"""Sampling parameters: what a visitor chose -> the fields of a request.
+"""Sampling parameters: validates a visitor's values and turns them into request fields.
 
-A field that is unset is not sent, so that the model's own generation_config holds. The bounds are those of
-the owner's variables in settings.py. Knows nothing of Gradio or HTTP.
+An unset parameter is not sent, so the model's own generation_config applies. The bounds are those
+of the variables with the same names in settings.py. Knows nothing of Gradio or HTTP.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAMES = (
     "frequency_penalty",
     "seed",
     "stop",
-)  # in the order in which the page shows them
+)  # in the order of the page
 
 _FIELDS: dict[str, Any] = {
     name: (field.annotation, field) for name, field in Settings.model_fields.items()
@@ -34,17 +34,17 @@ _Sampling = create_model("_Sampling", **{name: _FIELDS[name] for name in NAMES})
 
 
 def defaults(config: Settings) -> dict[str, Any]:
-    """The owner's sampling defaults by name; None where the model's own value holds."""
+    """The owner's default for each parameter; None means the model's own value."""
     return {name: getattr(config, name) for name in NAMES} | {
         "stop": "\n".join(config.stop) or None
     }
 
 
 def request_fields(values: Mapping[str, Any], max_tokens_limit: int) -> dict[str, Any]:
-    """The fields to send: `values` by name, checked, without those that are unset (None or empty).
+    """The validated request fields for `values`, without those that are unset (None or empty).
 
-    Where max_tokens is unset, the limit is sent: an answer without end is not a visitor's to ask for.
-    Raises Rejected with a sentence for each value that is out of bounds.
+    max_tokens is always sent, by default as the limit, so that no answer is unbounded. Raises
+    Rejected with one sentence for each value that is out of bounds.
     """
     given = {
         name: value
@@ -57,7 +57,8 @@ def request_fields(values: Mapping[str, Any], max_tokens_limit: int) -> dict[str
         raise errors.Rejected(" ".join(_explain(problem) for problem in error.errors())) from None
     if fields.setdefault("max_tokens", max_tokens_limit) > max_tokens_limit:
         raise errors.Rejected(
-            f"max_tokens={fields['max_tokens']} is more than this page allows: use at most {max_tokens_limit}."
+            f"max_tokens={fields['max_tokens']} is more than this page allows: "
+            f"use at most {max_tokens_limit}."
         )
     if "stop" in fields:
         fields["stop"] = list(fields["stop"])

@@ -1,7 +1,8 @@
-"""Chunks from the engine -> snapshots of the answer so far, at a pace that the page can carry.
+"""Reads streams from the engine and paces the updates of the page.
 
-Every update costs the page's one event loop about a millisecond, so chunks that arrive close together are
-shown together. The first is never delayed, and reading goes on in between. Knows nothing of Gradio or HTTP.
+Every update costs the page's only event loop about a millisecond, so chunks that arrive close
+together are shown together. The first token is never delayed. Each stream is read by a thread, so
+reading never waits for the page. Knows nothing of Gradio or HTTP.
 """
 
 from __future__ import annotations
@@ -20,23 +21,21 @@ from vllm_space.client import Chunk, Stream
 
 log = logging.getLogger(__name__)
 
-LIVELY = 1 / 30  # seconds between updates that still look live
-HEARTBEAT = 0.25  # seconds without an update at most, also while nothing arrives
-UPDATES_PER_SECOND = (
-    250  # what the page's event loop carries beside its other work, over all streams
-)
+MIN_INTERVAL = 1 / 30  # seconds between updates of a stream; shorter would not look any smoother
+HEARTBEAT = 0.25  # seconds between updates at most, even if nothing arrives
+MAX_UPDATES = 250  # per second over all streams; more would block the event loop's other work
 
 
 @dataclass
 class Answer:
-    """The answer so far. Times are seconds; `error` is a sentence, and what had arrived stays beside it."""
+    """An answer so far. Times are in seconds. After an `error`, the text received so far stays."""
 
-    verbatim: bool = False  # leave <think> tags where they are
-    received: str = ""  # the text as it came, such tags included
+    verbatim: bool = False  # leave <think> tags in the text
+    received: str = ""  # all text received, including <think> tags
     text: str = ""
     reasoning: str = ""
-    reasoning_time: float | None = None  # how long it thought, once the answer proper has begun
-    ttft: float | None = None  # TTFT
+    reasoning_time: float | None = None  # how long it took; set once the text has begun
+    ttft: float | None = None  # time to first token
     elapsed: float = 0.0
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
@@ -44,12 +43,12 @@ class Answer:
     ended: bool = False
 
     def add(self, chunk: Chunk) -> None:
-        if chunk.reasoning:  # the server tells it apart
+        if chunk.reasoning:  # the server separates it, so any tags in the text belong there
             self.reasoning += chunk.reasoning
             self.verbatim = True
         if chunk.text:
             self.received += chunk.text
-            self.show()
+            self.update_text()
         self.finish_reason = chunk.finish_reason or self.finish_reason
         self.usage = chunk.usage or self.usage
 
@@ -57,8 +56,8 @@ class Answer:
         """End with an error."""
         self.error, self.ended = str(error), True
 
-    def show(self, ended: bool = False) -> None:
-        """Set the text, and the thinking where it came between tags, from what was received."""
+    def update_text(self, ended: bool = False) -> None:
+        """Set the text and the reasoning between tags, if any, from what was received."""
         if self.verbatim:
             self.text = self.received
         else:
@@ -68,20 +67,18 @@ class Answer:
 
 
 class Streams:
-    """All streams of the page: how many run decides how often each may update."""
+    """All running streams of the page. Their number decides how often each one may update."""
 
     def __init__(self, per_visitor: int = 1000) -> None:
-        self.per_visitor = (
-            per_visitor  # streams that one visitor may have running, so that the others have theirs
-        )
-        self.visitors = Counter[str]()  # how many each has
+        self.per_visitor = per_visitor  # concurrent streams that one visitor may have
+        self.visitors = Counter[str]()  # running streams by visitor
         self.active = 0
-        self._lock = threading.Lock()  # streams begin and end in threads of their own
-        self.rate = 0.0  # tokens a second of one stream, as the last answers had it
+        self.rate = 0.0  # tokens per second of one stream, a moving average
+        self._lock = threading.Lock()  # handlers run in threads
 
     @contextmanager
     def _running(self, visitor: str, count: int) -> Iterator[None]:
-        """Count streams as running for as long as they are. Raises Rejected where the visitor would have too many."""
+        """Count streams as running. Raises Rejected if the visitor would have too many."""
         with self._lock:
             if self.visitors[visitor] + count > self.per_visitor:
                 raise errors.too_many_answers(self.visitors[visitor])
@@ -97,19 +94,21 @@ class Streams:
                     del self.visitors[visitor]
 
     @property
-    def pace(self) -> float:
+    def interval(self) -> float:
         """Seconds between two updates of one stream."""
-        return max(LIVELY, self.active / UPDATES_PER_SECOND)
+        return max(MIN_INTERVAL, self.active / MAX_UPDATES)
 
-    def _paced(self, stream: Stream) -> Stream:
-        # vLLM can send several tokens at a time, and never delays the first. Ask for about half of what one update can
-        # show: fewer events to parse, and still something new each time if generation slows down.
-        if stream.model.is_vllm and (interval := int(self.rate * self.pace / 2)) > 1:
-            stream.body["stream_interval"] = interval
+    def _with_stream_interval(self, stream: Stream) -> Stream:
+        # vLLM can send several tokens per event, and never delays the first. Ask for about half of
+        # what one update can show: fewer events to parse, and still something new each time if
+        # generation slows down.
+        if stream.model.is_vllm and (tokens := int(self.rate * self.interval / 2)) > 1:
+            stream.body["stream_interval"] = tokens
         return stream
 
-    def _learn(self, answer: Answer) -> None:
-        # With the time to the first token: tokens that came at once would seem infinitely fast, and ever more come so.
+    def _measure(self, answer: Answer) -> None:
+        # The elapsed time includes the time to first token. Without it, tokens that arrive in one
+        # event would seem infinitely fast, and the next answers would ask for ever more per event.
         tokens = (answer.usage or {}).get("completion_tokens") or 0
         if tokens and answer.elapsed:
             rate = tokens / answer.elapsed
@@ -117,23 +116,26 @@ class Streams:
                 self.rate = 0.7 * (self.rate or rate) + 0.3 * rate
 
     def follow(self, streams: list[tuple[Stream, Answer]], visitor: str = "") -> Iterator[None]:
-        """Let answers grow with their streams, all at the same time; yield when there is something new to show.
+        """Read the streams into their answers, concurrently; yield whenever there is something new.
 
-        `visitor` tells who they are for. Raises nothing: every failure becomes its answer's `error`. Closing the
-        generator closes the streams. Gradio notices only at a yield that a visitor has left, so there is one every
-        HEARTBEAT even while nothing arrives.
+        The streams count towards `visitor`'s limit. Nothing is raised: every failure becomes the
+        `error` of its answer. Closing the generator closes the streams. Gradio only notices at a
+        yield that a visitor has left, so there is one every HEARTBEAT even if nothing arrives.
         """
         try:
             with self._running(visitor, len(streams)):
                 news = threading.Event()
-                readers = [_Reader(self._paced(stream), answer, news) for stream, answer in streams]
+                readers = [
+                    _Reader(self._with_stream_interval(stream), answer, news)
+                    for stream, answer in streams
+                ]
                 for reader in readers:
                     reader.start()
                 news.wait(HEARTBEAT)
                 news.clear()
                 while not all(reader.ended for reader in readers):
                     yield
-                    _wait(readers, news, self.pace)
+                    _wait(readers, news, self.interval)
                 yield
         except errors.Rejected as error:
             for _, answer in streams:
@@ -141,12 +143,12 @@ class Streams:
             yield
         finally:
             for stream, answer in streams:
-                self._learn(answer)
+                self._measure(answer)
                 stream.close()
 
 
 def _wait(readers: list[_Reader], news: threading.Event, interval: float) -> None:
-    """Return after `interval` seconds; if nothing new came meanwhile, when it does, or after HEARTBEAT."""
+    """Wait `interval` seconds; if nothing new came, until it does, but at most HEARTBEAT in all."""
     before = sum(reader.size for reader in readers)
     news.wait(interval)
     if sum(reader.size for reader in readers) == before and not all(
@@ -161,16 +163,16 @@ def _wait(readers: list[_Reader], news: threading.Event, interval: float) -> Non
 
 
 class _Reader(threading.Thread):
-    """Reads a stream into an answer, whatever the page is doing meanwhile."""
+    """Reads a stream into an answer, independently of what the page is doing."""
 
     def __init__(self, stream: Stream, answer: Answer, news: threading.Event):
         super().__init__(daemon=True)
         self.stream = stream
         self.answer = answer
-        self.news = news  # set at the first token and at the end: what must be shown immediately
+        self.news = news  # set when something must be shown immediately: first token, end
         self.ended = False
-        self.starved = False  # the page waits for anything new
-        self.began = time.monotonic()
+        self.starved = False  # the page has shown everything: report whatever comes next
+        self.started_at = time.monotonic()
 
     @property
     def size(self) -> int:
@@ -180,12 +182,12 @@ class _Reader(threading.Thread):
         answer = self.answer
         try:
             for chunk in self.stream:
-                answer.elapsed = time.monotonic() - self.began
-                first = answer.ttft is None and bool(chunk.text or chunk.reasoning)
-                if first:
+                answer.elapsed = time.monotonic() - self.started_at
+                is_first = answer.ttft is None and bool(chunk.text or chunk.reasoning)
+                if is_first:
                     answer.ttft = answer.elapsed
                 answer.add(chunk)
-                if first or self.starved:
+                if is_first or self.starved:
                     self.news.set()
         except errors.SpaceError as error:
             answer.error = str(error)
@@ -193,6 +195,6 @@ class _Reader(threading.Thread):
             log.exception("an answer failed")
             answer.error = str(errors.internal())
         finally:
-            answer.show(ended=True)
+            answer.update_text(ended=True)
             self.ended = answer.ended = True
             self.news.set()
