@@ -39,7 +39,7 @@ class Web:
         self.config = config
         self.catalog = Catalog.of(config)
         space = hardware.space()
-        self.sign_in = SignIn(config, space)
+        self.sign_in = SignIn(config, space, theme.button_color(config.app_theme))
         self.gateway = Gateway(config, self.catalog)
         if without_gpu and space:
             self.demo = no_gpu.build(config, space)

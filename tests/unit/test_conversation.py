@@ -11,9 +11,9 @@ from vllm_space.page import conversation
 from vllm_space.streaming import Answer
 
 HISTORY = [
-    conversation.message("user", "Two\n    and two?"),
-    conversation.message("assistant", "Adding.", title=conversation.THOUGHT, status="done"),
-    *conversation.shown(
+    conversation.text_message("user", "Two\n    and two?"),
+    conversation.text_message("assistant", "Adding.", title=conversation.REASONING_TITLE, status="done"),
+    *conversation.answer_messages(
         Answer(
             text="Four\n",
             finish_reason="length",
@@ -23,7 +23,7 @@ HISTORY = [
         ),
         ended=True,
     ),
-    conversation.message("assistant", "It broke.", title="⚠️ The answer is incomplete"),
+    conversation.text_message("assistant", "It broke.", title="⚠️ The answer is incomplete"),
 ]
 
 
@@ -37,7 +37,7 @@ def test_thinking_numbers_and_errors_are_not_sent_to_the_engine():
 def test_an_answer_cut_by_max_tokens_offers_to_continue_and_shows_its_numbers():
     answer = HISTORY[2]
     assert answer["options"] == [{"value": "continue", "label": "Stopped at 5 tokens — Continue"}]
-    assert "5 tokens · 5 tokens/s · first after 0.10 s" in answer["content"][1]["text"]
+    assert "5 tokens · 5 tokens/s · first token after 0.10 s" in answer["content"][1]["text"]
 
 
 def test_export_and_import_give_the_same_conversation(tmp_path):
@@ -101,9 +101,9 @@ def test_text_files_are_quoted_under_their_names_and_bounded(tmp_path):
 
 def test_a_picture_too_large_for_the_browser_is_left_out_of_what_it_keeps(tmp_path):
     picture = tmp_path / "large.png"
-    picture.write_bytes(b"x" * conversation.LARGE)
+    picture.write_bytes(b"x" * conversation.STORED_LIMIT)
     said = conversation.question("What is this?", [str(picture)], images=True)
-    kept = conversation.written([said], "Be brief.", "id-1")
+    kept = conversation.to_stored([said], "Be brief.", "id-1")
     assert kept["title"] == "What is this?"
     assert kept["messages"] == [
         {"role": "system", "content": "Be brief."},

@@ -1,1 +1,4 @@
-"""The page: Gradio only, one file a tab. Knows no sockets, no processes and no environment; only web.py imports it."""
+"""The page: Gradio only, one file per tab.
+
+Knows no sockets, no processes and no environment variables; only web.py imports it.
+"""

@@ -1,39 +1,33 @@
-"""The API tab: programs to paste, with this Space's own address."""
+"""The API tab: programs to copy, with this Space's own address."""
 
 from __future__ import annotations
 
 import gradio as gr
 
 from vllm_space import errors
-from vllm_space.auth import SignIn
 from vllm_space.page import snippets
-from vllm_space.page.controls import Controls
-from vllm_space.page.events import UNQUEUED, handler, http
+from vllm_space.page.events import handler, http
+from vllm_space.page.tab import Tab
 
-CLOSED = (
-    "⚠️ **`/v1` is closed**: the owner of this Space has set no `API_KEYS`. The first three programs work once that "
-    "secret is set and its key is in your variable `API_KEY`."
+API_OFF = (
+    "⚠️ **`/v1` is off**: the owner of this Space has not set `API_KEYS`. The first three programs "
+    "work once that secret is set and one of its keys is in your environment variable `API_KEY`."
 )
-OPEN = "`/v1` is open to those who hold a key of this Space: put it into the variable `API_KEY`."
-LOGIN = "The page asks for a login: `gradio_client` needs a name and a password of it, and MCP clients cannot pass it."
+API_ON = "`/v1` is on. Put one of this Space's keys into your environment variable `API_KEY`."
+SIGN_IN = (
+    "This page requires sign-in: `gradio_client` needs a user name and password; MCP clients "
+    "cannot sign in."
+)
 
 
-class ApiTab:
-    def __init__(self, controls: Controls, sign_in: SignIn):
-        self.controls = controls
-        self.config = controls.config
-        self.sign_in = sign_in
+class ApiTab(Tab):
+    title = "API"
+    shows_controls = False
 
-    def tab(self) -> None:
-        gr.Markdown(
-            "\n\n".join(
-                [
-                    OPEN if self.config.api_keys else CLOSED,
-                    *([LOGIN] if self.sign_in.required else []),
-                ]
-            )
-        )
-        self.programs = []
+    def build(self) -> None:
+        gr.Markdown(API_ON if self.config.api_keys else API_OFF)
+        if self.controls.sign_in.required:
+            gr.Markdown(SIGN_IN)
         with gr.Tabs():
             for title, (language, _) in snippets.ALL.items():
                 with gr.Tab(title):
@@ -46,29 +40,28 @@ class ApiTab:
                         buttons=["copy"],
                         elem_classes="snippet",
                     )
-                    self.programs.append(program)
+                    self.refreshed.append(program)
         gr.Markdown(
-            "Every program asks the model one question. The page's own endpoints are listed under *Use via API*."
+            "Each program asks the model one question. *Use via API*, at the bottom of the page, "
+            "lists the page's own endpoints."
         )
-
-    def wire(self, tab: gr.Tab) -> None:
-        tab.select(self.fill, self.controls.model, self.programs, **UNQUEUED)
 
     @handler
-    def fill(self, label: str | None, request: gr.Request) -> list[str]:
-        """The programs for the address that the visitor came by, and the model that is picked."""
-        several = len(self.controls.catalog.servers) > 1
+    def refresh(self, label: str | None, request: gr.Request) -> list[str]:
+        """The programs, for the address the visitor uses and the selected model."""
+        catalog = self.controls.catalog
         try:
-            model = self.controls.catalog.find(label)
-            name = model.label if several else model.name
+            model = catalog.find(label)
+            name = model.label if len(catalog.servers) > 1 else model.name
         except errors.SpaceError:
             name = "model"
-        return list(snippets.write(self._address(request), name, self.sign_in.required).values())
+        sign_in = self.controls.sign_in
+        return list(snippets.write(self.address(request), name, sign_in.required).values())
 
-    def _address(self, request: gr.Request) -> str:
-        if self.sign_in.space and self.sign_in.space.url:
-            return self.sign_in.space.url
+    def address(self, request: gr.Request) -> str:
+        space = self.controls.sign_in.space
+        if space and space.url:
+            return space.url
         scheme = request.headers.get("x-forwarded-proto", http(request).url.scheme)
-        return f"{scheme}://{request.headers['host']}{http(request).scope.get('root_path', '')}".rstrip(
-            "/"
-        )
+        root_path = http(request).scope.get("root_path", "")
+        return f"{scheme}://{request.headers['host']}{root_path}".rstrip("/")

@@ -1,4 +1,4 @@
-"""gr.Blocks that refuses, with a sentence, what an event's handler cannot be given."""
+"""gr.Blocks that rejects, with a sentence, values that no event handler can take."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ log = logging.getLogger(__name__)
 
 
 class Blocks(gr.Blocks):
-    """A page to which a malformed request is the visitor's mistake, not a failure of the page."""
+    """A page on which a malformed request is the sender's mistake, not a failure of the page."""
 
-    async def preprocess_data(self, *arguments: Any, **named: Any) -> list[Any]:
-        """Turn the values of an event's inputs into its handler's arguments: the place where requests enter Gradio.
+    async def preprocess_data(self, *arguments: Any, **options: Any) -> list[Any]:
+        """Turn the values of an event's inputs into its handler's arguments.
 
-        gradio 6.31: values of a wrong type, a wrong number of them, or a file that is not an upload raise whatever
-        they raise, which is answered with HTTP 500 like a bug.
+        This is where requests enter Gradio. gradio 6.31: values of a wrong type, too many or too
+        few, or a file that was not uploaded raise any exception, and the answer is HTTP 500, as for
+        a bug.
         """
         try:
-            values: list[Any] = await super().preprocess_data(*arguments, **named)
+            values: list[Any] = await super().preprocess_data(*arguments, **options)
         except gr.Error:
             raise
         except Exception as error:

@@ -1,4 +1,4 @@
-"""The Chat tab, and the sidebar with the conversations that the visitor's browser keeps."""
+"""The Chat tab, and the sidebar with the conversations stored in the visitor's browser."""
 
 from __future__ import annotations
 
@@ -15,62 +15,54 @@ import gradio as gr
 from vllm_space import errors
 from vllm_space.generation import Request
 from vllm_space.page import conversation
-from vllm_space.page.controls import Controls
 from vllm_space.page.conversation import History
 from vllm_space.page.events import STREAM, UNQUEUED, UNQUEUED_RAW, event_value, handler
 from vllm_space.page.javascript import call
+from vllm_space.page.tab import Tab
+from vllm_space.settings import DEMO_MODEL_NAME
 from vllm_space.streaming import Answer
 
+DEMO_EXAMPLES = (
+    "What is this Space?",
+    "How do I use another model?",
+    "How do I put a password on this page?",
+    "How do I call the API from Python?",
+    "Explain step by step how to deploy this Space.",
+)
+EXAMPLES = (
+    "Explain the difference between a process and a thread in three sentences.",
+    "Write a Python function that checks whether a string is a palindrome.",
+    "What should I cook with eggs, spinach and feta?",
+    "Help me write a polite reminder about an unpaid invoice.",
+)
 LATEX: list[dict[str, str | bool]] = [
     {"left": "$$", "right": "$$", "display": True},
     {"left": "\\[", "right": "\\]", "display": True},
     {"left": "\\(", "right": "\\)", "display": False},
 ]
-TEXT_FILES = [
-    ".txt",
-    ".md",
-    ".csv",
-    ".json",
-    ".jsonl",
-    ".xml",
-    ".yaml",
-    ".yml",
-    ".toml",
-    ".ini",
-    ".log",
-    ".html",
-    ".css",
-    ".py",
-    ".js",
-    ".ts",
-    ".sh",
-    ".c",
-    ".h",
-    ".cpp",
-    ".java",
-    ".go",
-    ".rs",
-    ".sql",
-    ".tex",
-]
+TEXT_FILES = (
+    ".txt .md .csv .json .jsonl .xml .yaml .yml .toml .ini .log .html .css .py .js .ts .sh .c .h "
+    ".cpp .java .go .rs .sql .tex"
+).split()
 IMAGE_FILES = [".png", ".jpg", ".jpeg", ".webp", ".gif"]
 
 
-class ChatTab:
-    def __init__(self, controls: Controls):
-        self.controls = controls
+class ChatTab(Tab):
+    title = "Chat"
 
-    # -- what is on it -------------------------------------------------------------------------------------
+    # -- what is on it -----------------------------------------------------------------------------
 
     def sidebar(self) -> None:
-        # The browser keeps them under a key of its own; the fixed secret lets a restarted Space read them again.
-        self.kept = gr.BrowserState([], storage_key="vllm-space-conversations", secret="not-secret")
+        # The fixed secret lets a restarted Space read what the browser has stored.
+        self.stored = gr.BrowserState(
+            [], storage_key="vllm-space-conversations", secret="not-secret"
+        )
         with gr.Sidebar(width=270, elem_id="sidebar"):
             self.new = gr.Button("New chat", variant="primary")
             self.conversations = gr.Radio(
                 [],
                 label="Conversations",
-                info="Kept in this browser only",
+                info="Stored in this browser only",
                 elem_id="conversations",
                 visible=False,
             )
@@ -81,7 +73,7 @@ class ChatTab:
                 self.upload = gr.UploadButton("Import JSON", file_types=[".json"], size="sm")
             self.download = gr.DownloadButton("Download", elem_id="download", visible="hidden")
 
-    def tab(self) -> None:
+    def build(self) -> None:
         self.chatbot = gr.Chatbot(
             elem_id="chatbot",
             label="Conversation",
@@ -103,224 +95,248 @@ class ChatTab:
             autofocus=True,
             interactive=True,
         )
-        self.sent = gr.MultimodalTextbox(
-            visible="hidden", label="Sent message", file_count="multiple"
+        self.pending = gr.MultimodalTextbox(
+            visible="hidden", label="Message being sent", file_count="multiple"
         )
-        self.now = gr.JSON(
-            visible="hidden"
-        )  # the conversation on its way to what the browser keeps
+        self.snapshot = gr.JSON(visible="hidden")  # the conversation on its way to `stored`
 
-    # -- what happens ----------------------------------------------------------------------------------------
+    def examples(self, label: str | None) -> gr.Chatbot:
+        is_demo = any(model.name == DEMO_MODEL_NAME for model in self.controls.catalog.models())
+        questions = self.config.app_examples or (DEMO_EXAMPLES if is_demo else EXAMPLES)
+        return gr.Chatbot(examples=[{"text": question} for question in questions])
 
-    def wire(self) -> None:
-        inputs = [self.controls.system_prompt, self.controls.model, *self.controls.sampling]
-        begin = [
-            self.chatbot.retry,
-            self.chatbot.edit,
-            self.chatbot.example_select,
-            self.chatbot.option_select,
-        ]
-        gr.on(begin, None, None, self.message, js=call("answering"), **UNQUEUED)
-        sent = self.message.submit(
+    def message_box(self, label: str | None) -> gr.MultimodalTextbox:
+        """The message box for a model: images can be attached only if the model takes them."""
+        images = IMAGE_FILES if self.takes_images(label) else []
+        return gr.MultimodalTextbox(file_types=TEXT_FILES + images)
+
+    def takes_images(self, label: str | None) -> bool:
+        try:
+            return self.controls.catalog.takes_images(self.controls.catalog.find(label))
+        except errors.SpaceError:
+            return False
+
+    # -- what happens ------------------------------------------------------------------------------
+
+    def wire(self, demo: gr.Blocks) -> None:
+        self.controls.update_on_model(self.message, self.message_box)
+        self.controls.update_on_load(self.chatbot, self.examples)
+        answering = self.wire_answers()
+        self.store_after(
+            self.chatbot.undo(self.undo, self.chatbot, [self.chatbot, self.message], **UNQUEUED)
+        )
+        self.wire_sidebar(demo, answering)
+
+    def wire_answers(self) -> list[Any]:
+        """Attach everything that starts an answer, and Stop. Returns the events that answer."""
+        controls = [self.controls.system_prompt, self.controls.model, *self.controls.sampling]
+        submit = self.message.submit(
             None,
             [self.message, self.chatbot],
-            [self.sent, self.chatbot, self.message],
+            [self.pending, self.chatbot, self.message],
             js=call("send"),
             **UNQUEUED,
         )
-        answer = sent.success(
-            self.submit, [self.sent, self.chatbot, *inputs], self.chatbot, **STREAM
+        submitted = submit.success(
+            self.submit, [self.pending, self.chatbot, *controls], self.chatbot, **STREAM
         )
-        back = [self.chatbot, self.message]
-        answer.failure(None, [self.sent, self.chatbot], back, js=call("takeBack"), **UNQUEUED)
-        running = [
-            answer,
-            self.chatbot.retry(self.retry, [self.chatbot, *inputs], self.chatbot, **STREAM),
-            self.chatbot.edit(self.edit, [self.chatbot, *inputs], self.chatbot, **STREAM),
-            self.chatbot.example_select(self.example, inputs, self.chatbot, **STREAM),
-            self.chatbot.option_select(self.go_on, [self.chatbot, *inputs], self.chatbot, **STREAM),
+        submitted.failure(
+            None,
+            [self.pending, self.chatbot],
+            [self.chatbot, self.message],
+            js=call("takeBack"),
+            **UNQUEUED,
+        )
+        # What else starts an answer, and its handler. A button is one more line here:
+        # (self.button.click, self.its_handler). docs/changing-it.md shows it.
+        triggers = [
+            (self.chatbot.retry, self.retry),
+            (self.chatbot.edit, self.edit),
+            (self.chatbot.example_select, self.ask_example),
+            (self.chatbot.option_select, self.continue_answer),
         ]
-        self.message.stop(None, cancels=running, **UNQUEUED)  # which is a failure as well
-        for event in running[1:]:
-            # gradio 6.31: then() is not run after a failure, whatever its docstring says (as in gradio#4113)
-            event.failure(None, None, self.message, js=call("ready"), **UNQUEUED)
-        for event in running:
-            # Kept when the answer is there, so that nothing stands before its first token.
-            self.keep_after(event.then(None, None, self.message, js=call("ready"), **UNQUEUED))
-        self.keep_after(
-            self.chatbot.undo(
-                self.undo_turn, self.chatbot, [self.chatbot, self.message], **UNQUEUED
+        answering = [submitted]
+        for trigger, function in triggers:
+            trigger(None, None, self.message, js=call("showStop"), **UNQUEUED)
+            event = trigger(function, [self.chatbot, *controls], self.chatbot, **STREAM)
+            # gradio 6.31: then() is not run after a failure, whatever its docstring says (as in
+            # gradio#4113)
+            event.failure(None, None, self.message, js=call("showSubmit"), **UNQUEUED)
+            answering.append(event)
+        self.message.stop(None, cancels=answering, **UNQUEUED)  # which counts as a failure
+        for event in answering:
+            self.store_after(
+                event.then(None, None, self.message, js=call("showSubmit"), **UNQUEUED)
             )
-        )
+        return answering
 
-        place = [self.kept, self.conversations]
+    def wire_sidebar(self, demo: gr.Blocks, answering: list[Any]) -> None:
+        """Attach the list of stored conversations. Leaving a conversation ends its answer."""
+        controls = self.controls
+        demo.load(None, self.stored, [self.conversations, self.delete], js=call("list"), **UNQUEUED)
+        selected = [self.stored, self.conversations]
         gr.on(
             [self.new.click, self.chatbot.clear],
             None,
             None,
             [self.chatbot, self.conversations, self.delete],
-            cancels=running,
+            cancels=answering,
             js=call("startNew"),
             **UNQUEUED,
         )
         self.conversations.input(
             self.open,
-            place,
-            [self.chatbot, self.controls.system_prompt, self.delete],
-            cancels=running,
+            selected,
+            [self.chatbot, controls.system_prompt, self.delete],
+            cancels=answering,
             js=call("open"),
             **UNQUEUED_RAW,
         )
         self.delete.click(
             None,
-            place,
-            [self.kept, self.chatbot, self.conversations, self.delete],
-            cancels=running,
+            selected,
+            [self.stored, self.chatbot, self.conversations, self.delete],
+            cancels=answering,
             js=call("remove"),
             **UNQUEUED,
         )
-        whole = [self.chatbot, self.controls.system_prompt]
-        for button, write in (
-            (self.as_markdown, self.write_markdown),
-            (self.as_json, self.write_json),
+        whole = [self.chatbot, controls.system_prompt]
+        for button, export in (
+            (self.as_markdown, self.export_markdown),
+            (self.as_json, self.export_json),
         ):
-            button.click(write, whole, self.download, **UNQUEUED).success(
-                None, js=call("clickDownload"), **UNQUEUED
+            exported = button.click(export, whole, self.download, **UNQUEUED)
+            exported.success(None, js=call("clickDownload"), **UNQUEUED)
+        self.store_after(
+            self.upload.upload(
+                self.import_file,
+                self.upload,
+                [*whole, self.conversations],
+                cancels=answering,
+                **UNQUEUED,
             )
-        imported = self.upload.upload(
-            self.import_file, self.upload, [*whole, self.conversations], cancels=running, **UNQUEUED
         )
-        self.keep_after(imported)
 
-    def keep_after(self, event: Any) -> None:
-        """Let the browser keep the conversation when `event` has succeeded, or was ended by Stop."""
-        written = event.then(
-            self.written,
+    def store_after(self, event: Any) -> None:
+        """Have the browser store the conversation once `event` has succeeded or was stopped.
+
+        Only then, so that nothing delays an answer's first token.
+        """
+        snapshot = event.then(
+            self.take_snapshot,
             [self.chatbot, self.controls.system_prompt, self.conversations],
-            self.now,
+            self.snapshot,
             **UNQUEUED_RAW,
         )
-        place = [self.kept, self.conversations, self.delete, self.controls.again]
-        written.success(None, [self.now, self.kept], place, js=call("store"), **UNQUEUED)
+        snapshot.success(
+            None,
+            [self.snapshot, self.stored],
+            [self.stored, self.conversations, self.delete, self.controls.retry_timer],
+            js=call("store"),
+            **UNQUEUED,
+        )
+
+    # -- answers -----------------------------------------------------------------------------------
+    # Each handler gets the conversation, then the values of the controls: system prompt, model,
+    # sampling parameters.
 
     @handler
     def submit(
         self, request: gr.Request, value: dict[str, Any], history: History, *controls: Any
     ) -> Iterator[History]:
-        """Answer what was typed and attached; the browser has shown it at the end of the conversation already."""
-        files = [one["path"] for one in value["files"]]
-        said = conversation.question(value["text"], files, self.takes_images(controls[1]))
-        yield from self.answered(request, [*history[:-1], said], *controls)
-
-    def send(
-        self, request: gr.Request, said: dict[str, Any], history: History, *controls: Any
-    ) -> Iterator[History]:
-        """Add a message to the conversation and answer it."""
-        history = [*history, said]
-        yield history
-        yield from self.answered(request, history, *controls)
-
-    def answered(self, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
-        """The conversation while the answer to its last message arrives."""
-        answer = Answer()
-        for answer in self._answer(request, history, *controls):
-            yield history + conversation.shown(answer)
-        yield history + conversation.shown(answer, ended=True)
-
-    @handler
-    def go_on(
-        self, data: gr.EventData, request: gr.Request, history: History, *controls: Any
-    ) -> Iterator[History]:
-        """Continue the last answer, which stopped at max tokens, in place."""
-        *history, last = conversation.unfinished(history)
-        before = conversation.text(last)
-        yield [*history, conversation.message("assistant", before)]
-        answer = Answer()
-        for answer in self._answer(request, [*history, last], *controls):
-            yield history + conversation.shown(answer, before=before)
-        yield history + conversation.shown(answer, ended=True, before=before)
+        """Answer what was typed and attached; the browser already shows it as the last message."""
+        files = [file["path"] for file in value["files"]]
+        question = conversation.question(value["text"], files, self.takes_images(controls[1]))
+        yield from self.answer(request, [*history[:-1], question], *controls)
 
     @handler
     def retry(
         self, data: gr.EventData, request: gr.Request, history: History, *controls: Any
     ) -> Iterator[History]:
         turn = conversation.turn(history, event_value(data, "index"))
-        yield from self.send(request, history[turn], history[:turn], *controls)
+        yield from self.ask(request, history[turn], history[:turn], *controls)
 
     @handler
     def edit(
         self, data: gr.EventData, request: gr.Request, history: History, *controls: Any
     ) -> Iterator[History]:
         turn = conversation.turn(history, event_value(data, "index"))
-        yield from self.send(
-            request,
-            conversation.edited(history[turn], event_value(data, "value")),
-            history[:turn],
-            *controls,
-        )
+        question = conversation.edited(history[turn], event_value(data, "value"))
+        yield from self.ask(request, question, history[:turn], *controls)
 
     @handler
-    def example(self, data: gr.EventData, request: gr.Request, *controls: Any) -> Iterator[History]:
-        yield from self.send(
-            request,
-            conversation.message("user", conversation.example(event_value(data, "value"))),
-            [],
-            *controls,
-        )
+    def ask_example(
+        self, data: gr.EventData, request: gr.Request, history: History, *controls: Any
+    ) -> Iterator[History]:
+        question = conversation.example(event_value(data, "value"))
+        yield from self.ask(request, conversation.text_message("user", question), [], *controls)
 
     @handler
-    def undo_turn(self, data: gr.EventData, history: History) -> tuple[History, dict[str, Any]]:
-        """Take the last turn back; its message returns to the text box, ready to be changed."""
-        turn = conversation.turn(history, event_value(data, "index"))
-        files = [
-            part["file"]["path"] for part in history[turn]["content"] if part["type"] == "file"
-        ]
-        return history[:turn], {"text": conversation.text(history[turn]), "files": files}
+    def continue_answer(
+        self, data: gr.EventData, request: gr.Request, history: History, *controls: Any
+    ) -> Iterator[History]:
+        """Continue the last answer, which stopped at max tokens, in place."""
+        *history, last = conversation.with_answer(history)
+        start = conversation.text(last)
+        yield [*history, conversation.text_message("assistant", start)]
+        answer = Answer()
+        for answer in self.generate(request, [*history, last], *controls):
+            yield history + conversation.answer_messages(answer, start=start)
+        yield history + conversation.answer_messages(answer, ended=True, start=start)
 
-    def _answer(
+    def ask(
+        self, request: gr.Request, question: dict[str, Any], history: History, *controls: Any
+    ) -> Iterator[History]:
+        """Add a message to the conversation and answer it."""
+        history = [*history, question]
+        yield history
+        yield from self.answer(request, history, *controls)
+
+    def answer(self, request: gr.Request, history: History, *controls: Any) -> Iterator[History]:
+        """Yield the conversation as the answer to its last message grows."""
+        answer = Answer()
+        for answer in self.generate(request, history, *controls):
+            yield history + conversation.answer_messages(answer)
+        yield history + conversation.answer_messages(answer, ended=True)
+
+    def generate(
         self,
         request: gr.Request,
         history: History,
         system_prompt: str | None,
         model: str | None,
-        *values: Any,
+        *sampling: Any,
     ) -> Iterator[Answer]:
-        sampling = self.controls.sampling_of(values)
-        asked = Request(conversation.to_messages(history), model, sampling, system_prompt or "")
-        yield from self.controls.generation.answer(asked, self.controls.visitor(request))
+        messages = conversation.to_messages(history)
+        parameters = self.controls.sampling_parameters(sampling)
+        generation = Request(messages, model, parameters, system_prompt or "")
+        yield from self.controls.generation.answer(generation, self.controls.visitor(request))
 
-    def takes_images(self, model: str | None) -> bool:
-        try:
-            return self.controls.catalog.takes_images(self.controls.catalog.find(model))
-        except errors.SpaceError:
-            return False
-
-    def accepted(self, model: str | None) -> gr.MultimodalTextbox:
-        """The message box for a model: it offers pictures only to one that takes them."""
-        return gr.MultimodalTextbox(
-            file_types=TEXT_FILES + (IMAGE_FILES if self.takes_images(model) else [])
-        )
-
-    # -- conversations -----------------------------------------------------------------------------------------
+    # -- conversations -----------------------------------------------------------------------------
 
     @handler
-    def written(
-        self, history: History, system_prompt: str, ident: str | None
+    def undo(self, data: gr.EventData, history: History) -> tuple[History, dict[str, Any]]:
+        """Take back the last turn; its message returns to the message box, ready to be changed."""
+        turn = conversation.turn(history, event_value(data, "index"))
+        question = history[turn]
+        files = [part["file"]["path"] for part in question["content"] if part["type"] == "file"]
+        return history[:turn], {"text": conversation.text(question), "files": files}
+
+    @handler
+    def take_snapshot(
+        self, history: History, system_prompt: str, id: str | None
     ) -> dict[str, Any] | None:
-        """The conversation as the browser keeps it, new or known; None where there is nothing to keep."""
+        """The conversation as the browser stores it; None if there is no answer to store."""
         if not history or history[-1]["role"] == "user":
             return None
-        failed = conversation.is_failure(
-            history[-1]
-        )  # the engine may be down: the page looks until it is back
-        if failed:
+        failed = conversation.is_failure(history[-1])
+        if failed:  # the engine may be down: the page keeps asking until it is back
             self.controls.catalog.expire()
-        return conversation.written(history, system_prompt, ident or secrets.token_hex(8)) | {
-            "failed": failed
-        }
+        snapshot = conversation.to_stored(history, system_prompt, id or secrets.token_hex(8))
+        return snapshot | {"failed": failed}
 
     @handler
-    def open(self, messages: Any, ident: Any) -> tuple[Any, ...]:
+    def open(self, messages: Any, id: Any) -> tuple[Any, ...]:
         history, system_prompt = conversation.from_json(messages, self.chatbot.GRADIO_CACHE)
         return history, system_prompt, gr.Button(interactive=True)
 
@@ -329,20 +345,20 @@ class ChatTab:
         return *conversation.read_file(path, self.chatbot.GRADIO_CACHE), None
 
     @handler
-    def write_markdown(self, history: History, system_prompt: str) -> str:
-        return self._write(history, "md", conversation.to_markdown(history, system_prompt))
+    def export_markdown(self, history: History, system_prompt: str) -> str:
+        return self.export(history, "md", conversation.to_markdown(history, system_prompt))
 
     @handler
-    def write_json(self, history: History, system_prompt: str) -> str:
+    def export_json(self, history: History, system_prompt: str) -> str:
         messages = conversation.to_json(history, system_prompt)
-        return self._write(
-            history, "json", json.dumps({"messages": messages}, indent=2, ensure_ascii=False)
-        )
+        text = json.dumps({"messages": messages}, indent=2, ensure_ascii=False)
+        return self.export(history, "json", text)
 
-    def _write(self, history: History, ending: str, content: str) -> str:
+    def export(self, history: History, suffix: str, text: str) -> str:
+        """Path of a file to download, named after the conversation's title."""
         if not history:
             raise errors.Rejected("There is nothing to export yet.")
         name = re.sub(r"\W+", "-", conversation.title(history)).strip("-") or "conversation"
-        path = Path(tempfile.mkdtemp(dir=Path(self.chatbot.GRADIO_CACHE)), f"{name}.{ending}")
-        path.write_text(content, encoding="utf-8")
+        path = Path(tempfile.mkdtemp(dir=Path(self.chatbot.GRADIO_CACHE)), f"{name}.{suffix}")
+        path.write_text(text, encoding="utf-8")
         return str(path)

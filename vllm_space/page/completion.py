@@ -9,17 +9,16 @@ import gradio as gr
 
 from vllm_space.generation import Request
 from vllm_space.page import conversation
-from vllm_space.page.controls import Controls
 from vllm_space.page.events import STREAM, UNQUEUED, handler
 from vllm_space.page.javascript import call
+from vllm_space.page.tab import Tab
 from vllm_space.streaming import Answer
 
 
-class CompletionTab:
-    def __init__(self, controls: Controls):
-        self.controls = controls
+class CompletionTab(Tab):
+    title = "Completion"
 
-    def tab(self) -> None:
+    def build(self) -> None:
         self.text = gr.Textbox(
             elem_id="text",
             label="Text",
@@ -28,43 +27,43 @@ class CompletionTab:
             max_lines=18,
             buttons=["copy"],
         )
-        self.before = gr.Textbox(visible="hidden", label="Before the last completion")  # for Undo
+        self.previous = gr.Textbox(visible="hidden", label="Text before the last completion")
         with gr.Row():
             self.complete = gr.Button("Complete", variant="primary")
             self.stop = gr.Button(
                 "Stop", variant="stop", interactive=False, elem_classes="stop-button"
             )
             self.undo = gr.Button("Undo", interactive=False)
-        self.numbers = gr.Markdown(elem_classes="numbers")
+        self.stats = gr.Markdown(elem_classes="stats")
 
-    def wire(self) -> None:
+    def wire(self, demo: gr.Blocks) -> None:
         buttons = [self.complete, self.stop, self.undo]
         self.complete.click(None, None, buttons, js=call("completing"), **UNQUEUED)
         running = self.complete.click(
-            self.go_on,
+            self.generate,
             [self.text, self.controls.model, *self.controls.sampling],
-            [self.text, self.before, self.numbers],
+            [self.text, self.previous, self.stats],
             **STREAM,
         )
         for ended in (running.then, running.failure):
             ended(None, None, buttons, js=call("completed"), **UNQUEUED)
         self.stop.click(None, cancels=[running])
-        self.undo.click(self.take_back, self.before, [self.text, self.undo], **UNQUEUED)
+        self.undo.click(self.take_back, self.previous, [self.text, self.undo], **UNQUEUED)
 
     @handler
-    def go_on(
-        self, request: gr.Request, text: str, model: str | None, *values: Any
+    def generate(
+        self, request: gr.Request, text: str, model: str | None, *sampling: Any
     ) -> Iterator[tuple[str, str, str]]:
-        """Continue a text in place."""
+        """Yield the text as it grows, the text as it was, and the statistics at the end."""
         answer = Answer()
-        asked = Request(text, model, self.controls.sampling_of(values))
-        for answer in self.controls.generation.answer(asked, self.controls.visitor(request)):
+        generation = Request(text, model, self.controls.sampling_parameters(sampling))
+        for answer in self.controls.generation.answer(generation, self.controls.visitor(request)):
             yield text + answer.text, text, ""
-        note = f"⚠️ {answer.error}" if answer.error else conversation.numbers(answer)
+        note = f"⚠️ {answer.error}" if answer.error else conversation.stats(answer)
         if answer.finish_reason == "length":
             note += " · stopped at max tokens"
         yield text + answer.text, text, note
 
     @handler
-    def take_back(self, before: str) -> tuple[str, gr.Button]:
-        return before, gr.Button(interactive=False)
+    def take_back(self, previous: str) -> tuple[str, gr.Button]:
+        return previous, gr.Button(interactive=False)

@@ -1,7 +1,8 @@
-"""What all tabs share: the model picker, the system prompt and the sampling controls."""
+"""What the tabs share: the selected model, the system prompt and the sampling parameters."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -12,57 +13,67 @@ from vllm_space.generation import Generation
 from vllm_space.page.events import http
 from vllm_space.settings import Settings
 
-# Labels and explanations of the sampling parameters, in the visitor's words.
-CONTROLS = {
-    "max_tokens": ("Max tokens", "Longest answer"),
-    "temperature": ("Temperature", "0 is the same answer every time, higher is more varied"),
-    "top_p": ("Top-p", "Sample from the likeliest tokens that make up this share"),
-    "top_k": ("Top-k", "Sample from this many of the likeliest tokens"),
-    "min_p": ("Min-p", "Leave out tokens less likely than this, relative to the likeliest"),
+# Label and explanation of each sampling parameter, in the visitor's words.
+TEXTS = {
+    "max_tokens": ("Max tokens", "Maximum length of the answer"),
+    "temperature": ("Temperature", "0 always gives the same answer; higher values vary more"),
+    "top_p": ("Top-p", "Sample from the most likely tokens that together have this probability"),
+    "top_k": ("Top-k", "Sample from this many of the most likely tokens"),
+    "min_p": ("Min-p", "Drop tokens less likely than this, relative to the most likely one"),
     "repetition_penalty": ("Repetition penalty", "Above 1 discourages repetition"),
-    "presence_penalty": ("Presence penalty", "Above 0 discourages tokens that were used"),
+    "presence_penalty": ("Presence penalty", "Above 0 discourages tokens already used"),
     "frequency_penalty": (
         "Frequency penalty",
-        "Above 0 discourages tokens the more they were used",
+        "Above 0 discourages tokens the more often they occur",
     ),
-    "seed": ("Seed", "The same seed repeats the same sample"),
-    "stop": ("Stop sequences", "The answer ends before any of these; one a line"),
+    "seed": ("Seed", "The same seed gives the same sample"),
+    "stop": ("Stop sequences", "The answer ends before any of these; one per line"),
 }
-ALWAYS_SHOWN = ("max_tokens", "temperature", "top_p")
-ORDER = (*ALWAYS_SHOWN, *(name for name in sampling.NAMES if name not in ALWAYS_SHOWN))
-LOOK_AGAIN = 3  # seconds between two looks at an engine that does not answer
+ALWAYS_VISIBLE = ("max_tokens", "temperature", "top_p")
+ORDER = (*ALWAYS_VISIBLE, *(name for name in sampling.NAMES if name not in ALWAYS_VISIBLE))
+RETRY_EVERY = 3  # seconds between two attempts to reach an engine that does not answer
+
+ModelCallback = Callable[[str | None], Any]  # label of the selected model -> value of a component
 
 
 class Controls:
-    """The controls beside the tabs."""
+    """The controls next to the tabs, and what a tab needs to answer a visitor."""
 
     def __init__(self, config: Settings, generation: Generation, sign_in: SignIn):
         self.config = config
         self.generation = generation
         self.catalog = generation.catalog
         self.sign_in = sign_in
+        self.model_pickers: list[gr.Dropdown] = []
+        self.on_model: list[tuple[gr.blocks.Block, ModelCallback]] = []
+        self.on_load: list[tuple[gr.blocks.Block, ModelCallback]] = []
 
-    def picker(self) -> None:
+    # -- components --------------------------------------------------------------------------------
+
+    def header(self) -> None:
         self.model = gr.Dropdown(label="Model", choices=[], visible=False, interactive=True)
-        # Runs while something is wrong: the page mends itself, without a reload.
-        self.again = gr.Timer(LOOK_AGAIN, active=False)
+        # Runs while something is wrong, so that the page recovers without a reload.
+        self.retry_timer = gr.Timer(RETRY_EVERY, active=False)
 
     def column(self) -> None:
         self.system_prompt = gr.Textbox(
             self.config.system_prompt,
             label="System prompt",
-            info="Instruction before the conversation",
+            info="Instructions for the whole conversation",
             lines=2,
         )
-        self.sampling = [self.control(name) for name in ALWAYS_SHOWN]
+        self.sampling = [self.sampling_box(name) for name in ALWAYS_VISIBLE]
         with gr.Accordion("More", open=False):
-            self.sampling += [self.control(name) for name in ORDER if name not in ALWAYS_SHOWN]
+            self.sampling += [
+                self.sampling_box(name) for name in ORDER if name not in ALWAYS_VISIBLE
+            ]
 
-    def control(self, name: str) -> gr.Textbox:
-        # Empty leaves a parameter to the model. gradio 6.31: text, since gr.Number shows an initial None as 0
-        # (gradio#6728); None, not "", since a value is set once more a frame after its accordion was opened, over what
-        # was typed (gradio#12906).
-        label, info = CONTROLS[name]
+    def sampling_box(self, name: str) -> gr.Textbox:
+        """A box for one sampling parameter; left empty, the model's own default applies."""
+        # gradio 6.31: a text box, since gr.Number shows an initial None as 0 (gradio#6728). Its
+        # initial value is None, not "", since the value is set once more a frame after its
+        # accordion is opened, over whatever has been typed (gradio#12906).
+        label, info = TEXTS[name]
         value = sampling.defaults(self.config)[name]
         return gr.Textbox(
             None if value is None else str(value),
@@ -73,10 +84,37 @@ class Controls:
             placeholder="none" if name == "stop" else "model default",
         )
 
+    def model_picker(self, label: str) -> gr.Dropdown:
+        """A further choice of model; the n-th of them starts with the n-th model."""
+        self.model_pickers.append(gr.Dropdown(label=label, choices=[], interactive=True))
+        return self.model_pickers[-1]
+
+    # -- what depends on the models ----------------------------------------------------------------
+
+    def update_on_model(self, component: gr.blocks.Block, value: ModelCallback) -> None:
+        """Set `component` to `value(label)` when the page opens or another model is selected."""
+        self.on_model.append((component, value))
+
+    def update_on_load(self, component: gr.blocks.Block, value: ModelCallback) -> None:
+        """Set `component` to `value(label)` when the page opens."""
+        self.on_load.append((component, value))
+
+    def labels(self) -> list[str]:
+        """Labels of all models, as the pickers offer them."""
+        return [model.label for model in self.catalog.models()]
+
+    def initial_label(self, picker: gr.Dropdown) -> str | None:
+        """The model that one of `model_pickers` starts with; None if there is no model."""
+        labels = self.labels()
+        number = self.model_pickers.index(picker)
+        return labels[min(number, len(labels) - 1)] if labels else None
+
+    # -- what an event needs -----------------------------------------------------------------------
+
     def visitor(self, request: gr.Request) -> str:
-        """Who an event is from."""
+        """Who sent an event."""
         return self.sign_in.visitor(http(request))
 
-    def sampling_of(self, values: tuple[Any, ...]) -> dict[str, Any]:
-        """Sampling parameters by name, from the values of `self.sampling`."""
+    def sampling_parameters(self, values: tuple[Any, ...]) -> dict[str, Any]:
+        """Sampling parameters by name, given the values of `self.sampling`."""
         return dict(zip(ORDER, values, strict=True))

@@ -1,8 +1,9 @@
-"""A conversation in its forms: as gr.Chatbot holds it, as the engine is sent it, as Markdown, and as OpenAI-style JSON.
+"""A conversation in its forms: for gr.Chatbot, for the engine, as Markdown and as JSON.
 
-The JSON is also what the visitor's browser keeps. A user's message is its text and pictures; an assistant's is its
-text and, small beneath it, the numbers. What has a title is a note of the page (thinking, an error). Raises Rejected
-for a file that is no conversation or cannot be taken. Knows no component and no server.
+The JSON is OpenAI's list of messages; it is also what the visitor's browser stores. A user message
+has text and images; an assistant message has text and, in small print below it, statistics. A
+message with a title is a note of the page: the model's reasoning, or an error. Functions raise
+Rejected for a file that is not a conversation or cannot be sent. Knows no component and no server.
 """
 
 from __future__ import annotations
@@ -21,12 +22,24 @@ from vllm_space import errors
 from vllm_space.client import Message, text_of
 from vllm_space.streaming import Answer
 
+REASONING_TITLE = "Thought"  # to which Gradio adds "for 3 s"
+FAILURE_MARK = "⚠️"  # at the beginning of an error's title
+CONTINUE = "continue"  # value of the option under an answer that stopped at max tokens
+TITLE_LENGTH = 48  # characters
+TEXT_FILE_LIMIT = 64 * 2**10  # bytes; roughly a quarter as many tokens
+IMAGE_LIMIT = 10 * 2**20  # bytes
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
+STORED_LIMIT = 2**19  # characters of one conversation; a browser has room for a few of these
 
-def _checked(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a browser or a program sent as a conversation. Raises ValueError if gr.Chatbot could not hold it."""
-    for one in history:
-        parts = one.get("content")
-        if one.get("role") not in ("user", "assistant") or not isinstance(parts, list):
+
+def _validated(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A conversation sent by a browser or a program.
+
+    Raises ValueError if gr.Chatbot could not hold it.
+    """
+    for message in history:
+        parts = message.get("content")
+        if message.get("role") not in ("user", "assistant") or not isinstance(parts, list):
             raise ValueError("no role or no content")
         if not all(map(_is_part, parts)):
             raise ValueError("neither text nor a file")
@@ -45,45 +58,45 @@ def _is_part(part: Any) -> bool:
 
 
 # What gr.Chatbot holds: {"role", "content": [{"type": "text", "text"}], "metadata"}
-History = Annotated[list[dict[str, Any]], AfterValidator(_checked)]
+History = Annotated[list[dict[str, Any]], AfterValidator(_validated)]
 
-THOUGHT = "Thought"
-FAILED = "⚠️"
-CONTINUE = "continue"  # value of the option under an answer that stopped at max tokens
-TITLE_LENGTH = 48  # characters
-TEXT_FILE_LIMIT = 64 * 2**10  # bytes; a quarter of it in tokens, roughly
-IMAGE_LIMIT = 10 * 2**20  # bytes
-IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
-
-# -- as gr.Chatbot holds it ----------------------------------------------------------------------------------
+# -- for gr.Chatbot --------------------------------------------------------------------------------
 
 
-def message(role: str, text: str, **metadata: Any) -> dict[str, Any]:
-    # gradio 6.31: as a typed part, since a plain string is re-indented (inspect.cleandoc), and with it the code in it
-    return {"role": role, "content": [_part(text)], "metadata": metadata or None, "options": None}
+def text_message(role: str, text: str, **metadata: Any) -> dict[str, Any]:
+    """A message of gr.Chatbot. `metadata` such as a title makes it a note of the page."""
+    # gradio 6.31: as a typed part, since a plain string is re-indented (inspect.cleandoc), and with
+    # it the code in it
+    return {
+        "role": role,
+        "content": [_text_part(text)],
+        "metadata": metadata or None,
+        "options": None,
+    }
 
 
-def _part(text: str) -> dict[str, Any]:
+def _text_part(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
-def _picture(path: str) -> dict[str, Any]:
+def _image_part(path: str) -> dict[str, Any]:
     file = FileData(path=path, mime_type=mimetypes.guess_type(path)[0], orig_name=Path(path).name)
     return {"type": "file", "file": file.model_dump(), "alt_text": None}
 
 
 def question(text: str, files: list[str], images: bool) -> dict[str, Any]:
-    """The user's message: the text, text files quoted in it under their names, and pictures beside it.
+    """A user message: the text, with text files quoted in it under their names, and the images.
 
-    `images` says whether the model takes those. Raises Rejected for a file that cannot be sent.
+    `files` are paths; `images` says whether the model takes images. Raises Rejected for a file that
+    cannot be sent.
     """
-    pictures = []
+    image_parts = []
     for path in map(Path, files):
         if mimetypes.guess_type(path.name)[0] in IMAGE_TYPES:
             if not images:
                 raise errors.Rejected(f"{path.name} cannot be sent: this model takes no images.")
             _check_size(path, IMAGE_LIMIT)
-            pictures.append(_picture(str(path)))
+            image_parts.append(_image_part(str(path)))
         else:
             _check_size(path, TEXT_FILE_LIMIT)
             try:
@@ -93,7 +106,8 @@ def question(text: str, files: list[str], images: bool) -> dict[str, Any]:
                     f"{path.name} cannot be sent: it is not a text file."
                 ) from None
             text = f"{text}\n\n{_quoted(path.name, content)}".lstrip()
-    return {**message("user", text), "content": [*([_part(text)] if text else []), *pictures]}
+    text_parts = [_text_part(text)] if text else []
+    return text_message("user", text) | {"content": text_parts + image_parts}
 
 
 def _check_size(path: Path, limit: int) -> None:
@@ -110,220 +124,219 @@ def _quoted(name: str, content: str) -> str:
     return f"**{name}**\n{fence}\n{content.rstrip()}\n{fence}"
 
 
-def shown(answer: Answer, ended: bool = False, before: str = "") -> History:
-    """An answer as messages of the page: its thinking, its text, its error, each where there is one.
+def answer_messages(answer: Answer, ended: bool = False, start: str = "") -> History:
+    """An answer as messages of gr.Chatbot: its reasoning, text and error, if it has them.
 
-    `before` is the text that the answer continues.
+    `start` is the text that the answer continues.
     """
-    found = []
-    text = before + answer.text
-    if before and not answer.text:
-        text += (
-            answer.reasoning
-        )  # a parser that sees no thinking begin takes the rest of an answer for it
-    elif answer.reasoning and not before:
-        done = ended or bool(answer.text)
-        took = (
-            {"duration": round(answer.reasoning_time, 1)}
-            if answer.reasoning_time is not None
-            else {}
-        )
-        title = THOUGHT if done else "Thinking"
-        found.append(
-            message(
-                "assistant",
-                answer.reasoning,
-                title=title,
-                status="done" if done else "pending",
-                **took,
-            )
-        )
+    messages = []
+    text = start + answer.text
+    if start and not answer.text:
+        # Told to continue an answer, a reasoning parser takes text without tags for reasoning.
+        text += answer.reasoning
+    elif answer.reasoning and not start:
+        messages.append(_reasoning_message(answer, ended))
     if text:
-        said = message("assistant", text)
-        if ended and (small := numbers(answer)):
-            said["content"].append(_part(f"<small>{small}</small>"))
+        messages.append(text_message("assistant", text))
+        if ended and (line := stats(answer)):
+            messages[-1]["content"].append(_text_part(f"<small>{line}</small>"))
             if answer.finish_reason == "length":
-                stopped = f"Stopped at {_tokens(answer):,} tokens — Continue"
-                said["options"] = [{"value": CONTINUE, "label": stopped}]
-        found.append(said)
+                label = f"Stopped at {_tokens(answer)} — Continue"
+                messages[-1]["options"] = [{"value": CONTINUE, "label": label}]
     if answer.error:
-        found.append(
-            message(
-                "assistant",
-                answer.error,
-                title=f"{FAILED} {'The answer is incomplete' if text else 'No answer'}",
-            )
-        )
+        title = f"{FAILURE_MARK} {'The answer is incomplete' if text else 'No answer'}"
+        messages.append(text_message("assistant", answer.error, title=title))
     elif ended and not text:
+        note = "The model returned an empty answer."
         if answer.finish_reason == "length":
-            note = f"The model was still thinking when it stopped at {_tokens(answer):,} tokens: raise max tokens."
-        else:
-            note = "The model ended its answer at once, without a word."
-        found.append(message("assistant", note, title="Empty answer"))
-    return found
+            note = f"The model was still reasoning at {_tokens(answer)}. Raise max tokens."
+        messages.append(text_message("assistant", note, title="Empty answer"))
+    return messages
 
 
-def _tokens(answer: Answer) -> int:
+def _reasoning_message(answer: Answer, ended: bool) -> dict[str, Any]:
+    if not ended and not answer.text:
+        return text_message("assistant", answer.reasoning, title="Thinking", status="pending")
+    message = text_message("assistant", answer.reasoning, title=REASONING_TITLE, status="done")
+    if answer.reasoning_time is not None:
+        message["metadata"]["duration"] = round(answer.reasoning_time, 1)
+    return message
+
+
+def _token_count(answer: Answer) -> int:
     return (answer.usage or {}).get("completion_tokens") or 0
 
 
-def numbers(answer: Answer) -> str:
-    """Tokens, speed and time to first token of an answer, small."""
-    if not _tokens(answer) or answer.ttft is None:
+def _tokens(answer: Answer) -> str:
+    count = _token_count(answer)
+    return f"{count:,} token{'' if count == 1 else 's'}"
+
+
+def stats(answer: Answer) -> str:
+    """Tokens, speed and time to first token of an answer; empty if they are not known."""
+    if not _token_count(answer) or answer.ttft is None:
         return ""
-    speed = _tokens(answer) / max(answer.elapsed, 1e-3)
-    return f"{_tokens(answer):,} tokens · {speed:,.0f} tokens/s · first after {answer.ttft:.2f} s"
+    speed = _token_count(answer) / max(answer.elapsed, 1e-3)
+    return f"{_tokens(answer)} · {speed:,.0f} tokens/s · first token after {answer.ttft:.2f} s"
 
 
-def is_note(one: dict[str, Any]) -> bool:
-    return bool((one.get("metadata") or {}).get("title"))
+def is_note(message: dict[str, Any]) -> bool:
+    return bool((message.get("metadata") or {}).get("title"))
 
 
-def is_failure(one: dict[str, Any]) -> bool:
-    return is_note(one) and one["metadata"]["title"].startswith(FAILED)
+def is_failure(message: dict[str, Any]) -> bool:
+    return is_note(message) and message["metadata"]["title"].startswith(FAILURE_MARK)
 
 
-def text(one: dict[str, Any]) -> str:
-    """The text of a message, without what the page put beneath it."""
-    texts = [part["text"] for part in one["content"] if part["type"] == "text"]
+def text(message: dict[str, Any]) -> str:
+    """The text of a message, without the statistics below it."""
+    texts = [part["text"] for part in message["content"] if part["type"] == "text"]
     return "".join(texts[:1])
 
 
 def turn(history: History, index: Any) -> int:
-    """Index of the user's message that an event on the conversation is about. Raises Rejected if it is not there."""
-    found = index[0] if isinstance(index, (list, tuple)) and index else index
-    if not history or not isinstance(found, int):
+    """Index of the user message to which the message at `index` belongs.
+
+    `index` comes from a browser: an integer, or a list that begins with one. Raises Rejected if
+    there is no such message.
+    """
+    position = index[0] if isinstance(index, (list, tuple)) and index else index
+    if not history or not isinstance(position, int):
         raise errors.Rejected("This message is no longer part of the conversation.")
-    found = max(0, min(found, len(history) - 1))
-    while found > 0 and history[found]["role"] != "user":
-        found -= 1
-    return found
+    position = max(0, min(position, len(history) - 1))
+    while position > 0 and history[position]["role"] != "user":
+        position -= 1
+    return position
 
 
-def unfinished(history: History) -> History:
-    """The conversation, if it ends with an answer that can be continued. Raises Rejected otherwise."""
+def with_answer(history: History) -> History:
+    """The conversation, which ends with an answer. Raises Rejected if it does not."""
     if not history or history[-1]["role"] != "assistant":
         raise errors.Rejected("There is no answer to continue.")
     return history
 
 
 def example(value: Any) -> str:
-    """The question of an example that was chosen. Raises Rejected if it is none."""
+    """The question of an example, as the browser sends it. Raises Rejected if it is not one."""
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         raise errors.Rejected("This is not one of the examples.")
     return str(value["text"])
 
 
-def edited(one: dict[str, Any], new_text: Any) -> dict[str, Any]:
-    """The message with another text and the same pictures."""
-    return {
-        **one,
-        "content": [
-            _part(str(new_text)),
-            *(part for part in one["content"] if part["type"] == "file"),
-        ],
-    }
+def edited(message: dict[str, Any], new_text: Any) -> dict[str, Any]:
+    """The message with a new text and the same images."""
+    images = [part for part in message["content"] if part["type"] == "file"]
+    return message | {"content": [_text_part(str(new_text)), *images]}
 
 
 def title(history: History) -> str:
-    """The first question, short."""
-    words = (
-        " ".join(next((text(one) for one in history if one["role"] == "user"), "").split())
-        or "Picture"
-    )
-    return words if len(words) <= TITLE_LENGTH else words[: TITLE_LENGTH - 1].rstrip() + "…"
+    """The first question, shortened."""
+    questions = [text(message) for message in history if message["role"] == "user"]
+    line = " ".join("".join(questions[:1]).split()) or "Image"
+    return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1].rstrip() + "…"
 
 
-# -- as the engine is sent it ----------------------------------------------------------------------------------
+# -- for the engine --------------------------------------------------------------------------------
 
 
 def to_messages(history: History) -> list[Message]:
-    """The conversation for the engine, without the page's notes: earlier reasoning is not sent back.
+    """The conversation as the engine is sent it, without notes: no earlier reasoning, no errors.
 
-    What is put in front of it, generation.py decides.
+    generation.py adds the system message.
     """
     return [
-        {"role": each["role"], "content": _content(each)} for each in history if not is_note(each)
+        {"role": message["role"], "content": _content(message)}
+        for message in history
+        if not is_note(message)
     ]
 
 
-def _content(one: dict[str, Any]) -> str | list[dict[str, Any]]:
+def _content(message: dict[str, Any]) -> str | list[dict[str, Any]]:
     """The text of a message, with its images as data URLs if it has any."""
-    images = [_data_url(part["file"]["path"]) for part in one["content"] if part["type"] == "file"]
-    if not images:
-        return text(one)
+    paths = [part["file"]["path"] for part in message["content"] if part["type"] == "file"]
+    if not paths:
+        return text(message)
     parts: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": url}} for url in images
+        {"type": "image_url", "image_url": {"url": _data_url(path)}} for path in paths
     ]
-    return parts + ([_part(text(one))] if text(one) else [])
+    return parts + ([_text_part(text(message))] if text(message) else [])
 
 
 def _data_url(path: str) -> str:
-    kind = mimetypes.guess_type(path)[0] or "image/png"
-    return f"data:{kind};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
+    mime_type = mimetypes.guess_type(path)[0] or "image/png"
+    return f"data:{mime_type};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
 
 
-# -- as files and in the browser ---------------------------------------------------------------------------------
+# -- for files and the browser's storage -----------------------------------------------------------
 
 
 def to_json(history: History, system_prompt: str = "") -> list[Message]:
-    """What is saved: OpenAI's messages, the visitor's own system prompt first.
+    """The conversation as OpenAI's messages, beginning with the visitor's own system prompt.
 
-    An assistant's message has its reasoning beside it as `reasoning`.
+    Reasoning is the field `reasoning` of an assistant message.
     """
-    messages: list[Message] = (
-        [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
-    )
+    messages: list[Message] = []
+    if system_prompt.strip():
+        messages.append({"role": "system", "content": system_prompt})
     reasoning = ""
-    for one in history:
-        if is_note(one):
-            if one["metadata"]["title"] == THOUGHT:
-                reasoning = text(one)
+    for message in history:
+        if is_note(message):
+            if message["metadata"]["title"] == REASONING_TITLE:
+                reasoning = text(message)
             continue
-        messages.append({"role": one["role"], "content": _content(one)})
-        if one["role"] == "assistant" and reasoning:
+        messages.append({"role": message["role"], "content": _content(message)})
+        if message["role"] == "assistant" and reasoning:
             messages[-1]["reasoning"] = reasoning
         reasoning = ""
     return messages
 
 
 def from_json(messages: Any, cache: str) -> tuple[History, str]:
-    """(history, system prompt) of OpenAI-style messages. Raises Rejected where they are none.
+    """(history, system prompt) of OpenAI's messages, or of an object with `messages`.
 
-    Pictures, which must be data URLs, become files under the folder `cache`.
+    Images, which must be data URLs, become files in the folder `cache`. Raises Rejected for
+    anything else.
     """
     if isinstance(messages, dict):
         messages = messages.get("messages")
     history: History = []
     system_prompt = ""
     try:
-        for one in messages:
-            if one["role"] == "system":
-                system_prompt = text_of(one)
-                continue
-            if one["role"] not in ("user", "assistant"):
-                raise ValueError(one["role"])
-            if one.get("reasoning"):
-                history.append(
-                    message("assistant", str(one["reasoning"]), title=THOUGHT, status="done")
-                )
-            parts = one["content"] if isinstance(one["content"], list) else []
-            urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
-            said = text_of(one)
-            if not isinstance(said, str) or not all(url.startswith("data:image/") for url in urls):
-                raise ValueError("not text and pictures")
-            pictures = [_picture(save_base64_to_cache(url, cache)) for url in urls]
-            content = [*([_part(said)] if said or not pictures else []), *pictures]
-            history.append({"role": one["role"], "content": content, "metadata": None})
+        for message in messages:
+            if message["role"] == "system":
+                system_prompt = text_of(message)
+            elif message["role"] in ("user", "assistant"):
+                if message.get("reasoning"):
+                    history.append(_stored_reasoning(str(message["reasoning"])))
+                history.append(_stored_message(message, cache))
+            else:
+                raise ValueError(message["role"])
     except (TypeError, KeyError, ValueError, AttributeError, OSError):
         raise errors.Rejected(
-            'This is not a conversation: use a JSON list of messages, each {"role": "user", "content": "text"}.'
+            "This is not a conversation. Use a JSON list of messages, each "
+            '{"role": "user", "content": "text"}.'
         ) from None
     return history, system_prompt
 
 
+def _stored_reasoning(reasoning: str) -> dict[str, Any]:
+    return text_message("assistant", reasoning, title=REASONING_TITLE, status="done")
+
+
+def _stored_message(message: Message, cache: str) -> dict[str, Any]:
+    """One of OpenAI's messages as a message of gr.Chatbot. Raises ValueError and the like."""
+    parts = message["content"] if isinstance(message["content"], list) else []
+    urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    words = text_of(message)
+    if not isinstance(words, str) or not all(url.startswith("data:image/") for url in urls):
+        raise ValueError("neither text nor images")
+    images = [_image_part(save_base64_to_cache(url, cache)) for url in urls]
+    texts = [_text_part(words)] if words or not images else []
+    return {"role": message["role"], "content": texts + images, "metadata": None}
+
+
 def read_file(path: str, cache: str) -> tuple[History, str]:
-    """(history, system prompt) of an exported JSON file. Raises Rejected where it is none."""
+    """(history, system prompt) of an exported JSON file. Raises Rejected if it is not one."""
     try:
         messages = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -332,31 +345,26 @@ def read_file(path: str, cache: str) -> tuple[History, str]:
 
 
 def to_markdown(history: History, system_prompt: str = "") -> str:
-    """A conversation for people to read."""
-    names = {"system": "System", "user": "You", "assistant": "Model"}
-    parts = [f"# {title(history)}"]
-    for one in to_json(history, system_prompt):
-        parts.append(f"## {names[one['role']]}")
-        if one.get("reasoning"):
-            parts.append("\n".join(f"> {line}" for line in one["reasoning"].splitlines()))
-        if isinstance(one["content"], list):
-            parts += [
-                f"![picture]({p['image_url']['url']})"
-                for p in one["content"]
-                if p["type"] == "image_url"
-            ]
-        parts.append(text_of(one))
-    return "\n\n".join(filter(None, parts)) + "\n"
+    """The conversation for people to read."""
+    headings = {"system": "System", "user": "You", "assistant": "Model"}
+    blocks = [f"# {title(history)}"]
+    for message in to_json(history, system_prompt):
+        blocks.append(f"## {headings[message['role']]}")
+        if message.get("reasoning"):
+            blocks.append("\n".join(f"> {line}" for line in message["reasoning"].splitlines()))
+        if isinstance(message["content"], list):
+            images = [part for part in message["content"] if part["type"] == "image_url"]
+            blocks += [f"![image]({image['image_url']['url']})" for image in images]
+        blocks.append(text_of(message))
+    return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-# -- what the visitor's browser keeps -------------------------------------------------------------------------------
+def to_stored(history: History, system_prompt: str, id: str) -> dict[str, Any]:
+    """{"id", "title", "messages"}: a conversation as the browser stores it.
 
-LARGE = 2**19  # characters of one conversation, of which the browser has room for a few
-
-
-def written(history: History, system_prompt: str, ident: str) -> dict[str, Any]:
-    """{"id", "title", "messages"} of a conversation. Large pictures are left out: the browser has no room for them."""
+    Large images are left out, since the browser has no room for them.
+    """
     messages = to_json(history, system_prompt)
-    if len(json.dumps(messages)) > LARGE:
-        messages = [{**each, "content": text_of(each) or "(picture)"} for each in messages]
-    return {"id": ident, "title": title(history), "messages": messages}
+    if len(json.dumps(messages)) > STORED_LIMIT:
+        messages = [message | {"content": text_of(message) or "(image)"} for message in messages]
+    return {"id": id, "title": title(history), "messages": messages}

@@ -1,4 +1,4 @@
-"""What the page offers to programs: the Gradio endpoints /chat and /complete, which are MCP tools too."""
+"""What the page offers to programs: the Gradio endpoints /chat and /complete, also as MCP tools."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from vllm_space.streaming import Answer
 
 
 def add_endpoints(controls: Controls) -> None:
-    """Add /chat and /complete to the page that is being built."""
-    defaults = sampling.defaults(controls.config)
-    owner_system_prompt = controls.config.system_prompt
+    """Add /chat and /complete to the page that is being built.
 
-    def texts(request: gr.Request, asked: Request) -> Iterator[str]:
+    Their docstrings are the descriptions that MCP clients show to models.
+    """
+    defaults = sampling.defaults(controls.config)
+    default_system_prompt = controls.config.system_prompt
+
+    def texts(request: gr.Request, generation: Request) -> Iterator[str]:
         answer = Answer()
-        for answer in controls.generation.answer(asked, controls.visitor(request)):
+        for answer in controls.generation.answer(generation, controls.visitor(request)):
             yield answer.text
         if answer.error:
             raise errors.SpaceError(answer.error)
@@ -33,7 +36,7 @@ def add_endpoints(controls: Controls) -> None:
         request: gr.Request,
         message: str,
         history: list[dict[str, Any]] | None = None,
-        system_prompt: str = owner_system_prompt,
+        system_prompt: str = default_system_prompt,
         model: str = "",
         max_tokens: float | None = defaults["max_tokens"],
         temperature: float | None = defaults["temperature"],
@@ -42,20 +45,20 @@ def add_endpoints(controls: Controls) -> None:
         seed: float | None = defaults["seed"],
     ) -> Iterator[str]:
         """
-        Answer a message with the language model of this Space.
+        Answer a message with this Space's language model.
 
         Parameters:
-            message: what to ask
+            message: the message to answer
             history: earlier messages, each {"role": "user" or "assistant", "content": text}
-            system_prompt: instruction before the conversation
-            model: name of the model; empty for the first
-            max_tokens: the most tokens the answer may have
-            temperature: 0 is the same answer every time, higher is more varied; null for the model's own
-            top_p: share of the likeliest tokens to sample from; null for the model's own
-            stop: the answer ends before any of these, one a line
-            seed: the same seed repeats the same sample
+            system_prompt: instructions for the whole conversation
+            model: name of the model; empty for the first one
+            max_tokens: maximum length of the answer in tokens
+            temperature: 0 always gives the same answer; null for the model's default
+            top_p: probability mass of the tokens to sample from; null for the model's default
+            stop: stop sequences, one per line; the answer ends before any of them
+            seed: the same seed gives the same sample
         Returns:
-            the answer so far, growing until it is complete
+            the answer so far; the last value is the whole answer
         """
         values = {
             "max_tokens": max_tokens,
@@ -64,8 +67,8 @@ def add_endpoints(controls: Controls) -> None:
             "stop": stop,
             "seed": seed,
         }
-        turns = [*_turns(history or []), {"role": "user", "content": message}]
-        yield from texts(request, Request(turns, model, defaults | values, system_prompt))
+        messages = [*_messages(history or []), {"role": "user", "content": message}]
+        yield from texts(request, Request(messages, model, defaults | values, system_prompt))
 
     @streaming
     def complete(
@@ -79,18 +82,18 @@ def add_endpoints(controls: Controls) -> None:
         seed: float | None = defaults["seed"],
     ) -> Iterator[str]:
         """
-        Continue a text with the language model of this Space.
+        Continue a text with this Space's language model.
 
         Parameters:
             prompt: the text to continue
-            model: name of the model; empty for the first
-            max_tokens: the most tokens the continuation may have
-            temperature: 0 is the same text every time, higher is more varied; null for the model's own
-            top_p: share of the likeliest tokens to sample from; null for the model's own
-            stop: the text ends before any of these, one a line
-            seed: the same seed repeats the same sample
+            model: name of the model; empty for the first one
+            max_tokens: maximum length of the continuation in tokens
+            temperature: 0 always gives the same text; null for the model's default
+            top_p: probability mass of the tokens to sample from; null for the model's default
+            stop: stop sequences, one per line; the text ends before any of them
+            seed: the same seed gives the same sample
         Returns:
-            the continuation so far, without the prompt, growing until it is complete
+            the continuation so far, without the prompt; the last value is all of it
         """
         values = {
             "max_tokens": max_tokens,
@@ -102,11 +105,18 @@ def add_endpoints(controls: Controls) -> None:
         yield from texts(request, Request(prompt, model, defaults | values))
 
     for endpoint in (chat, complete):
-        api(endpoint, concurrency_limit=controls.config.max_concurrency, concurrency_id=GENERATION)
+        api(
+            endpoint,
+            concurrency_limit=controls.config.max_concurrency,
+            concurrency_id=GENERATION,
+        )
 
 
-def _turns(history: Any) -> list[Message]:
-    """Earlier messages that a program sent, without what an engine does not need. Raises Rejected if they are none."""
-    if not isinstance(history, list) or not all(isinstance(each, dict) for each in history):
+def _messages(history: Any) -> list[Message]:
+    """Earlier messages sent by a program, reduced to what an engine needs.
+
+    Raises Rejected if they are not messages.
+    """
+    if not isinstance(history, list) or not all(isinstance(message, dict) for message in history):
         raise errors.bad_message()
-    return [{"role": each.get("role"), "content": each.get("content")} for each in history]
+    return [{"role": message.get("role"), "content": message.get("content")} for message in history]

@@ -1,7 +1,8 @@
-"""How the page's events run: their options, the handlers that Gradio calls, and what becomes of their failures.
+"""How the page's events run: their options, their handlers, and what the visitor sees of failures.
 
-One visitor's action is one event: a chain of small events before the first token would cost more than the answer.
-Streaming handlers are plain generators; closing one closes its connection to the engine.
+One action of a visitor is one event: a chain of small events before the first token would cost more
+than the answer. Streaming handlers are plain generators; closing one closes its connection to the
+engine.
 """
 
 from __future__ import annotations
@@ -24,43 +25,40 @@ from vllm_space import errors
 
 log = logging.getLogger(__name__)
 
-GENERATION = "generation"  # every event that makes the engine work shares one concurrency limit
-PRIVATE: dict[str, Any] = {
-    "api_visibility": "private",
-    "show_progress": "hidden",
-}  # programs have /chat and /complete
-UNQUEUED: dict[str, Any] = {"queue": False, **PRIVATE}
-# gradio 6.31: values go in and out as the browser has them, since preprocessing and postprocessing hop to another
-# thread for each input and each update (gradio#13168), which costs more than the streaming itself.
+# Options of an event. Programs get /chat and /complete (endpoints.py); everything else is private.
+_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+# gradio 6.31: values go in and out as the browser has them, since preprocessing and postprocessing
+# hop to another thread for each input and each update (gradio#13168), which costs more than the
+# streaming itself.
 _RAW: dict[str, Any] = {"preprocess": False, "postprocess": False}
+
+GENERATION = "generation"  # the concurrency limit shared by all events that put the engine to work
+UNQUEUED: dict[str, Any] = _PRIVATE | {"queue": False}
 UNQUEUED_RAW: dict[str, Any] = UNQUEUED | _RAW
-# Visitors who wait in the queue see their place.
-STREAM: dict[str, Any] = {
-    "concurrency_id": GENERATION,
-    **PRIVATE,
-    **_RAW,
-    "show_progress": "minimal",
-}
+# With minimal progress, waiting visitors see their position in the queue.
+STREAM: dict[str, Any] = (
+    _PRIVATE | _RAW | {"concurrency_id": GENERATION, "show_progress": "minimal"}
+)
 
 _END = object()
-_THREADS = anyio.CapacityLimiter(math.inf)  # the queue bounds how many handlers run
+_THREADS = anyio.CapacityLimiter(math.inf)  # the queue limits how many handlers run
 
 
 def handler(function: Callable[..., Any]) -> Callable[..., Any]:
     """Make a function or a generator the handler of an event.
 
-    Its arguments are checked against its annotations. Its SpaceErrors are shown as their sentences; anything else that
-    it raises goes to the log, and the visitor sees that it was not their mistake. A generator is closed when its event
-    is over: finished, stopped, or its visitor gone.
+    Its arguments are checked against its annotations. A SpaceError it raises is shown to the
+    visitor; any other exception is logged, and the visitor reads that it was not their mistake. A
+    generator is closed when its event is over: finished, stopped, or abandoned by its visitor.
     """
     checked = _checked(function)
     if inspect.isgeneratorfunction(function):
         return streaming(checked)
 
     @functools.wraps(function)
-    def run(*arguments: Any, **named: Any) -> Any:
-        with _sentences():
-            return checked(*arguments, **named)
+    def run(*arguments: Any, **options: Any) -> Any:
+        with _errors_shown():
+            return checked(*arguments, **options)
 
     return run
 
@@ -70,11 +68,11 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
     validated = validate_call(config={"arbitrary_types_allowed": True})(function)
 
     @functools.wraps(function)
-    def call(*arguments: Any, **named: Any) -> Any:
+    def call(*arguments: Any, **options: Any) -> Any:
         try:
-            return validated(*arguments, **named)
+            return validated(*arguments, **options)
         except ValidationError as error:
-            if error.title != function.__qualname__:  # raised within it
+            if error.title != function.__qualname__:  # raised by the function's own code
                 raise
             raise errors.malformed_request() from None
 
@@ -82,21 +80,20 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def streaming(function: Callable[..., Iterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
-    """A generator as a `handler` whose arguments are checked elsewhere."""
+    """Make a generator, whose arguments are checked elsewhere, the handler of an event."""
 
-    # gradio 6.31: a generator is closed only after its first value was passed on (gradio#13162 is about later ones).
-    # An answer that is stopped before that would keep the engine at work until its last token.
+    # gradio 6.31: a generator is closed only after its first value was passed on (gradio#13162 is
+    # about later ones). An answer stopped before that would keep the engine busy to its last token.
     @functools.wraps(function)
-    async def run(*arguments: Any, **named: Any) -> AsyncIterator[Any]:
-        with _sentences():
-            values = function(*arguments, **named)
-            if (
-                event := asyncio.current_task()
-            ):  # Gradio runs an event, all steps of its handler, as one task
-                event.add_done_callback(lambda _: asyncio.ensure_future(_close(values)))
-            while (
-                value := await anyio.to_thread.run_sync(next, values, _END, limiter=_THREADS)
-            ) is not _END:
+    async def run(*arguments: Any, **options: Any) -> AsyncIterator[Any]:
+        with _errors_shown():
+            values = function(*arguments, **options)
+            if task := asyncio.current_task():  # Gradio runs all steps of an event as one task
+                task.add_done_callback(lambda _: asyncio.ensure_future(_close(values)))
+            while True:
+                value = await anyio.to_thread.run_sync(next, values, _END, limiter=_THREADS)
+                if value is _END:
+                    break
                 yield value
 
     return run
@@ -107,13 +104,13 @@ async def _close(values: Iterator[Any]) -> None:
         try:
             values.close()
             return
-        except ValueError:  # it runs, in a thread that nothing can interrupt, until its next value
+        except ValueError:  # it is running, in a thread that cannot be interrupted before it yields
             await asyncio.sleep(0.02)
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
-    """What is raised inside reaches the visitor, or the calling program, as one sentence."""
+def _errors_shown() -> Iterator[None]:
+    """Turn exceptions into one sentence for the visitor, or for the calling program."""
     try:
         yield
     except errors.SpaceError as error:
@@ -126,16 +123,17 @@ def _sentences() -> Iterator[None]:
 
 
 def http(request: gr.Request) -> Request:
-    """The HTTP request that began an event."""
+    """The HTTP request that started an event."""
     if request.request is None:
         raise RuntimeError("an event without an HTTP request")
     return request.request
 
 
 def event_value(data: gr.EventData, name: str) -> Any:
-    """What the browser says of an event, such as the index of the message it is about. Raises Rejected if it does not.
+    """A value that the browser sends with an event, such as the index of the message it is about.
 
-    gradio 6.31: gr.SelectData and the like raise whatever they raise for an event without data.
+    Raises Rejected if there is none. gradio 6.31: gr.SelectData and the like raise any exception
+    for an event without data.
     """
     values = data._data
     if not isinstance(values, dict) or name not in values:

@@ -1,24 +1,33 @@
-"""How the page's JavaScript gets to the browser: page.js and storage.js as scripts, and calls of their functions.
+"""How page.js and storage.js reach the browser, and how events call their functions.
 
-A component that the server updates, even by gr.skip(), it builds anew for that visitor: 6 ms of its one event loop,
-which at 64 streams was most of what the page cost. So what can be changed in the browser is changed there.
+When the server updates a component, even by gr.skip(), Gradio rebuilds it for that visitor: 6 ms of
+its one event loop, which with 64 streams was most of what the page cost. So whatever can be changed
+in the browser is changed there.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 
 
 def scripts() -> str:
-    """The <script> elements for the page's head. storage.js comes before anything of Gradio's touches localStorage."""
+    """The <script> elements for the page's head.
+
+    storage.js comes first: it has to run before Gradio touches localStorage.
+    """
     files = ("storage.js", "page.js")
     return "\n".join(
         f"<script>\n{(FOLDER / name).read_text(encoding='utf-8')}</script>" for name in files
     )
 
 
-def call(function: str) -> str:
-    """The `js` of a Gradio event that calls a function of page.js with the values of its inputs."""
-    return f"(...values) => vllmSpace.{function}(...values)"
+def call(function: str, *arguments: object) -> str:
+    """The `js` of a Gradio event: call a function of page.js.
+
+    It gets `arguments` (anything JSON can express) and then the values of the event's inputs.
+    """
+    fixed = "".join(f"{json.dumps(argument)}, " for argument in arguments)
+    return f"(...values) => vllmSpace.{function}({fixed}...values)"

@@ -1,4 +1,4 @@
-"""The whole page: the header, the tabs, the controls beside them, and what keeps them up to date."""
+"""The whole page: the header, the tabs, the controls next to them, and what keeps them current."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import gradio as gr
 
 from vllm_space import run_dir
 from vllm_space.auth import SignIn
-from vllm_space.client import Model
 from vllm_space.generation import Generation
 from vllm_space.page.api import ApiTab
 from vllm_space.page.blocks import Blocks
@@ -20,81 +19,62 @@ from vllm_space.page.endpoints import add_endpoints
 from vllm_space.page.events import UNQUEUED, handler
 from vllm_space.page.javascript import call
 from vllm_space.page.status import StatusTab
+from vllm_space.page.tab import Tab
 from vllm_space.settings import DEMO_MODEL_NAME, Settings
 
-DAY = 24 * 3600  # seconds
+# The tabs, from left to right. docs/changing-it.md shows how to add one.
+TABS: tuple[type[Tab], ...] = (ChatTab, CompletionTab, CompareTab, StatusTab, ApiTab)
 
-DEMO_EXAMPLES = (
-    "What is this Space?",
-    "How do I use another model?",
-    "How do I put a password on this page?",
-    "How do I call the API from Python?",
-    "Explain step by step how to deploy this Space.",
-)
-EXAMPLES = (
-    "Explain the difference between a process and a thread in three sentences.",
-    "Write a Python function that checks whether a string is a palindrome.",
-    "What should I cook with eggs, spinach and feta?",
-    "Help me word a polite reminder about an unpaid invoice.",
-)
+HOUR = 3600  # seconds
 DEMO_NOTE = (
-    "This is a **demo model** of 3 million parameters that runs on any CPU. It answers questions about this "
-    "Space and knows nothing else. Set `MODEL_ID` to serve a real one."
+    "This is a **demo model** with 3 million parameters that runs on any CPU. It answers questions "
+    "about this Space and knows nothing else. Set `MODEL_ID` to serve a real model."
 )
 
 
 def build(config: Settings, generation: Generation, sign_in: SignIn) -> Blocks:
-    """The whole page. Nothing is asked of a server until a visitor comes."""
+    """The whole page. No server is asked anything until a visitor comes."""
     page = Page(config, generation, sign_in)
     demo = Blocks(
         title=config.app_title,
         analytics_enabled=False,
         fill_height=True,
         fill_width=True,
-        delete_cache=(3600, DAY),
+        delete_cache=(HOUR, 24 * HOUR),
     )
     with demo:
-        page.chat.sidebar()
-        page.header()
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=4, min_width=320), gr.Tabs():
-                with gr.Tab("Chat") as chat:
-                    page.chat.tab()
-                with gr.Tab("Completion") as completion:
-                    page.completion.tab()
-                with gr.Tab("Compare") as compare:
-                    page.compare.tab()
-                with gr.Tab("Status") as status:
-                    page.status.tab()
-                with gr.Tab("API") as api:
-                    page.api.tab()
-            with gr.Column(scale=1, min_width=240) as controls:
-                page.controls.column()
-        page.chat.wire()
-        page.completion.wire()
-        page.compare.wire()
-        page.status.wire(status, [chat, completion, compare, api])
-        page.api.wire(api)
-        add_endpoints(page.controls)
+        page.build()
         page.wire(demo)
-        for tab in (chat, completion, compare, status, api):
-            js = call("hide" if tab in (status, api) else "show")
-            tab.select(None, None, controls, js=js, **UNQUEUED)
+        add_endpoints(page.controls)
     return demo
 
 
 class Page:
-    """The tabs, and what stands above them."""
+    """The header, the tabs and the controls."""
 
     def __init__(self, config: Settings, generation: Generation, sign_in: SignIn):
         self.config = config
         self.catalog = generation.catalog
         self.controls = Controls(config, generation, sign_in)
-        self.chat = ChatTab(self.controls)
-        self.completion = CompletionTab(self.controls)
-        self.compare = CompareTab(self.controls)
-        self.status = StatusTab(self.controls, sign_in)
-        self.api = ApiTab(self.controls, sign_in)
+        self.tabs = [tab(self.controls) for tab in TABS]
+
+    # -- what is on it -----------------------------------------------------------------------------
+
+    def build(self) -> None:
+        for tab in self.tabs:
+            tab.sidebar()
+        self.header()
+        self.buttons: dict[Tab, gr.Tab] = {}
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=4, min_width=320), gr.Tabs():
+                for tab in self.tabs:
+                    with gr.Tab(tab.title) as self.buttons[tab]:
+                        tab.build()
+            with gr.Column(scale=1, min_width=240) as self.column:
+                self.controls.column()
+        self.timers = {
+            tab: gr.Timer(tab.refresh_every, active=False) for tab in self.tabs if tab.refresh_every
+        }
 
     def header(self) -> None:
         with gr.Row(equal_height=True):
@@ -102,72 +82,96 @@ class Page:
                 gr.Markdown(f"# {self.config.app_title}")
                 if self.config.app_description:
                     gr.Markdown(self.config.app_description)
-                self.about = gr.Markdown(elem_id="about")
+                about = gr.Markdown(elem_id="about")
             with gr.Column(scale=1, min_width=240):
-                self.controls.picker()
+                self.controls.header()
                 if self.config.oauth_allowed:
                     gr.LoginButton()
         self.banner = gr.Markdown(elem_id="banner", visible=False)
+        self.controls.update_on_model(about, self.about)
+
+    # -- what happens ------------------------------------------------------------------------------
 
     def wire(self, demo: gr.Blocks) -> None:
-        model = self.controls.model
-        state = [self.about, self.banner, self.controls.again, model, *self.compare.models]
-        demo.load(
-            None,
-            self.chat.kept,
-            [self.chat.conversations, self.chat.delete],
-            js=call("list"),
-            **UNQUEUED,
-        )
-        # gradio 6.31: as the browser has it, since the state of a tab, the models it knows of included, is evicted when
-        # many others have come (see web.py)
-        asked = UNQUEUED | {"preprocess": False}
-        demo.load(self.greet, model, [*state, self.chat.chatbot, self.chat.message], **asked)
-        self.controls.again.tick(self.look, model, [*state, self.chat.message], **asked)
-        model.input(self.pick, model, [self.about, self.chat.message], **asked)
+        for tab in self.tabs:
+            tab.wire(demo)
+            self.wire_selection(tab)
+
+        controls, model = self.controls, self.controls.model
+        on_load = [component for component, _ in controls.on_load]
+        on_model = [component for component, _ in controls.on_model]
+        state = [self.banner, controls.retry_timer, model, *controls.model_pickers, *on_model]
+        # gradio 6.31: inputs are taken as the browser has them, since the server forgets the state
+        # of a tab, including the models it offered, once many others have come (see web.py)
+        raw = UNQUEUED | {"preprocess": False}
+        demo.load(self.load, model, [*state, *on_load], **raw)
+        controls.retry_timer.tick(self.refresh, model, state, **raw)
+        model.input(self.select_model, model, on_model, **raw)
+
+    def wire_selection(self, tab: Tab) -> None:
+        """When a tab is opened: show or hide the controls, and run its `refresh` alone."""
+        timers = list(self.timers.values())
+        running = [owner is tab for owner in self.timers]
+        select = call("selectTab", tab.shows_controls, running)
+        self.buttons[tab].select(None, None, [self.column, *timers], js=select, **UNQUEUED)
+        if not tab.refreshed:
+            return
+        events = [self.buttons[tab].select]
+        if tab in self.timers:
+            events.append(self.timers[tab].tick)
+        for event in events:
+            event(tab.refresh, self.controls.model, tab.refreshed, preprocess=False, **UNQUEUED)
 
     @handler
-    def greet(self, label: str | None) -> tuple[Any, ...]:
-        """What depends on the servers, asked anew for each visitor."""
-        *state, message = self.look(label)
-        demo = any(model.name == DEMO_MODEL_NAME for model in self.catalog.models())
-        examples = self.config.app_examples or (DEMO_EXAMPLES if demo else EXAMPLES)
-        chatbot = gr.Chatbot(examples=[{"text": text} for text in examples])
-        return *state, chatbot, message
+    def load(self, label: str | None) -> dict[Any, Any]:
+        """Everything that depends on the servers, for a visitor who opens the page."""
+        label = self.selected(label)
+        values: dict[Any, Any] = self.refresh(label)
+        return values | {component: value(label) for component, value in self.controls.on_load}
 
     @handler
-    def look(self, label: str | None) -> tuple[Any, ...]:
-        """The models and what is wrong, as they are now."""
-        found = self.catalog.models()
-        trouble = self.trouble()
-        labels = [model.label for model in found]
-        chosen = label if label in labels else (labels[0] if labels else None)
-        about, message = self.pick(chosen)
-        return (
-            about,
-            gr.Markdown(trouble, visible=bool(trouble)),
-            gr.Timer(active=bool(trouble)),
-            gr.Dropdown(choices=labels, value=chosen, visible=len(labels) > 1),
-            *self.compare.offered(labels),
-            message,
-        )
+    def refresh(self, label: str | None) -> dict[Any, Any]:
+        """The current models and problems."""
+        controls = self.controls
+        labels, selected, problem = controls.labels(), self.selected(label), self.problem()
+        values: dict[Any, Any] = self.select_model(selected)
+        pickers = {
+            picker: gr.Dropdown(choices=labels, value=controls.initial_label(picker))
+            for picker in controls.model_pickers
+        }
+        return {
+            self.banner: gr.Markdown(problem, visible=bool(problem)),
+            controls.retry_timer: gr.Timer(active=bool(problem)),
+            controls.model: gr.Dropdown(choices=labels, value=selected, visible=len(labels) > 1),
+            **pickers,
+            **values,
+        }
 
     @handler
-    def pick(self, label: str | None) -> tuple[str, gr.MultimodalTextbox]:
-        """What is said of a model, and the message box that suits it."""
+    def select_model(self, label: str | None) -> dict[Any, Any]:
+        """Everything that depends on the selected model."""
+        return {component: value(label) for component, value in self.controls.on_model}
+
+    def selected(self, label: str | None) -> str | None:
+        """The model that stays selected if the browser has selected `label`."""
+        labels = self.controls.labels()
+        return label if label in labels else next(iter(labels), None)
+
+    # -- what is said ------------------------------------------------------------------------------
+
+    def about(self, label: str | None) -> str:
+        """One line about a model; two if it is the demo model."""
         model = next((model for model in self.catalog.models() if model.label == label), None)
-        return _about(model) if model else "", self.chat.accepted(label)
+        if not model:
+            return ""
+        context = f" · {model.context_length:,} tokens of context" if model.context_length else ""
+        line = f"Served by vLLM: **{model.label}**{context}"
+        return f"{line}  \n{DEMO_NOTE}" if model.name == DEMO_MODEL_NAME else line
 
-    def trouble(self) -> str:
-        """What is wrong with the engine or with any of the servers; empty where nothing is."""
+    def problem(self) -> str:
+        """What is wrong with the engine, or with any of the servers; empty if nothing is."""
         status = run_dir.read_status(self.config.engine_run_dir)
         if status and status.state != "ready":
             why = f" It ended because {status.reason}." if status.reason else ""
-            return f"⏳ **{status.sentence}**{why} This page goes on by itself when it is back."
+            return f"⏳ **{status.sentence}**{why} This page reconnects automatically."
         return "  \n".join(f"⚠️ {sentence}" for sentence in self.catalog.problems().values())
-
-
-def _about(model: Model) -> str:
-    context = f" · context of {model.context_length:,} tokens" if model.context_length else ""
-    said = f"Served by vLLM: **{model.label}**{context}"
-    return f"{said}  \n{DEMO_NOTE}" if model.name == DEMO_MODEL_NAME else said

@@ -1,93 +1,105 @@
 // What the page does in the visitor's browser, without asking the server.
 //
-// Gradio calls these functions with the values of an event's inputs and takes an array of its outputs' values, in which
-// {__type__: "update"} changes a component's properties. One that throws ends its chain of events.
+// Gradio calls these functions with the values of an event's inputs. They return an array with the
+// values of its outputs, where {__type__: "update"} changes a component's properties. A function
+// that throws ends its chain of events.
 
 globalThis.vllmSpace = (() => {
   const update = (properties) => ({ __type__: "update", ...properties });
 
-  // -- the list of stored conversations: [{id, title, messages}], the newest first ------------------------------------
+  // Stored conversations are [{id, title, messages}], the newest first.
+  const MAX_STORED = 50; // conversations
+  const MAX_STORED_SIZE = 2 * 2 ** 20; // characters of JSON; a site has about 5 million, encrypted
 
-  const MOST_STORED = 50; // conversations
-  const MOST_STORED_SIZE = 2 * 2 ** 20; // characters of JSON; a browser grants a site about five million, encrypted
-
+  // The list of conversations, with one selected or none (null), and the Delete button.
   const listed = (stored, id) => [
-    update({ choices: stored.map((each) => [each.title, each.id]), value: id, visible: stored.length > 0 }),
+    update({
+      choices: stored.map((conversation) => [conversation.title, conversation.id]),
+      value: id,
+      visible: stored.length > 0,
+    }),
     update({ interactive: id !== null }),
   ];
 
   return {
-    // Esc presses the Stop button that is in sight; on a phone the sidebar begins closed.
+    // When the page opens: Esc presses the visible Stop button; on a phone the sidebar is closed.
     start: () => {
       document.addEventListener("keydown", (event) => {
         if (event.key !== "Escape") return;
-        [...document.querySelectorAll(".stop-button")].find((each) => each.offsetParent && !each.disabled)?.click();
+        const buttons = [...document.querySelectorAll(".stop-button")];
+        buttons.find((button) => button.offsetParent && !button.disabled)?.click();
       });
       if (window.innerWidth < 768) document.querySelector("#sidebar .toggle-button")?.click();
     },
 
-    show: () => update({ visible: true }),
-    hide: () => update({ visible: false }),
-    startTimer: () => update({ active: true }),
-    stopTimer: () => update({ active: false }),
+    // (whether the tab shows the controls, which tabs' timers run) -> [controls, ...timers]
+    selectTab: (showsControls, running) => [
+      update({ visible: showsControls }),
+      ...running.map((active) => update({ active })),
+    ],
+
     clickDownload: () => document.querySelector("#download").click(),
 
-    // -- the message box of the chat ----------------------------------------------------------------------------------
+    // -- the message box of the Chat tab ----------------------------------------------------------
 
-    answering: () => update({ submit_btn: false, stop_btn: true }),
-    ready: () => update({ submit_btn: true, stop_btn: false }),
+    showStop: () => update({ submit_btn: false, stop_btn: true }),
+    showSubmit: () => update({ submit_btn: true, stop_btn: false }),
 
-    // (message box, conversation) -> [the message on its way, the conversation that ends with it, message box]. Nothing
-    // happens if there is no message, or an answer is running.
+    // (message box, conversation) -> [the message being sent, the conversation ending with it,
+    // message box]. Nothing happens if there is no message, or an answer is running.
     send: (message, conversation) => {
-      const answering = document.querySelector("#message .stop-button");
-      if (answering || !(message.text.trim() || message.files.length)) throw new Error("nothing to send");
+      const isAnswering = document.querySelector("#message .stop-button");
+      const isEmpty = !message.text.trim() && !message.files.length;
+      if (isAnswering || isEmpty) throw new Error("nothing to send");
       const text = message.text ? [{ type: "text", text: message.text }] : [];
       const files = message.files.map((file) => ({ type: "file", file, alt_text: null }));
-      const question = { role: "user", content: [...text, ...files], metadata: null, options: null };
+      const content = [...text, ...files];
+      const question = { role: "user", content, metadata: null, options: null };
       const box = update({ value: { text: "", files: [] }, submit_btn: false, stop_btn: true });
       return [message, [...conversation, question], box];
     },
 
-    // (the message on its way, conversation) -> [conversation, message box]: a question without an answer returns to the
-    // box.
+    // (the message being sent, conversation) -> [conversation, message box]. A question that got no
+    // answer returns to the box.
     takeBack: (message, conversation) => {
       const box = update({ submit_btn: true, stop_btn: false });
       if (conversation.at(-1)?.role !== "user") return [conversation, box];
       return [conversation.slice(0, -1), { ...box, value: message }];
     },
 
-    // -- the buttons Complete, Stop and Undo of the Completion tab ------------------------------------------------------
+    // -- Complete, Stop and Undo on the Completion tab --------------------------------------------
 
     completing: () => [false, true, false].map((interactive) => update({ interactive })),
     completed: () => [true, false, true].map((interactive) => update({ interactive })),
 
-    // -- stored conversations -------------------------------------------------------------------------------------------
+    // -- stored conversations ---------------------------------------------------------------------
 
-    // (stored) -> [their list, Delete]
+    // (stored) -> [list, Delete]
     list: (stored) => listed(stored, null),
 
-    // (the conversation as it is now, stored) -> [stored, their list, Delete, the timer that looks for an engine that
-    // failed]. The oldest make room if it is needed.
-    store: (current, stored) => {
-      if (!current) throw new Error("nothing to store");
-      const { failed, ...newest } = current;
-      let room = MOST_STORED_SIZE;
-      const all = [newest, ...stored.filter((each) => each.id !== newest.id)].slice(0, MOST_STORED);
-      const fitting = all.filter((each) => (room -= JSON.stringify(each).length) >= 0);
-      return [fitting, ...listed(fitting, newest.id), failed ? update({ active: true }) : update({})];
+    // (snapshot of the conversation, stored) -> [stored, list, Delete, the timer that waits for an
+    // engine to recover]. The oldest conversations make room if necessary.
+    store: (snapshot, stored) => {
+      if (!snapshot) throw new Error("nothing to store");
+      const { failed, ...newest } = snapshot;
+      const others = stored.filter((conversation) => conversation.id !== newest.id);
+      let room = MAX_STORED_SIZE;
+      const kept = [newest, ...others]
+        .slice(0, MAX_STORED)
+        .filter((conversation) => (room -= JSON.stringify(conversation).length) >= 0);
+      return [kept, ...listed(kept, newest.id), failed ? update({ active: true }) : update({})];
     },
 
-    // (stored, id) -> what is sent to the server: the messages of that one
-    open: (stored, id) => [stored.find((each) => each.id === id)?.messages ?? [], id],
+    // (stored, id) -> what the server is sent: the messages of that conversation, id
+    open: (stored, id) => [stored.find((conversation) => conversation.id === id)?.messages ?? [], id],
 
-    // () -> [conversation, the chosen one of the list, Delete]
+    // () -> [conversation, selected conversation, Delete]
     startNew: () => [[], null, update({ interactive: false })],
 
-    // (stored, id) -> [stored, conversation, their list, Delete]
+    // (stored, id) -> [stored, conversation, list, Delete]
     remove: (stored, id) => {
-      const rest = stored.filter((each) => each.id !== id);
-      return [rest, [], ...listed(rest, null)];
+      const kept = stored.filter((conversation) => conversation.id !== id);
+      return [kept, [], ...listed(kept, null)];
     },
   };
 })();

@@ -1,6 +1,6 @@
-"""Ready-to-paste programs that use this Space: each runs as it stands, with the key in the variable API_KEY.
+"""Programs that use this Space, ready to copy. They read the API key from the variable API_KEY.
 
-Knows nothing of the page; a test runs every one of them.
+Knows nothing of the page; a test runs every program.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ async def main():
 asyncio.run(main())
 """)
 
-Language = Literal["python", "javascript", "shell"]  # of the highlighting
+Language = Literal["python", "javascript", "shell"]  # for syntax highlighting
 
 ALL: dict[str, tuple[Language, Template]] = {
     "Python": ("python", OPENAI_PYTHON),
@@ -88,15 +88,15 @@ ALL: dict[str, tuple[Language, Template]] = {
 }
 
 
-def write(url: str, model: str, login: bool = False) -> dict[str, str]:
-    """Title -> program, for the Space at `url` (without a slash at its end) and one of its models.
+def write(url: str, model: str, sign_in: bool = False) -> dict[str, str]:
+    """Title -> program, for the Space at `url` (without a trailing slash) and one of its models.
 
-    `login` says that the page asks for a password, which a gradio_client then needs.
+    `sign_in` says whether the page requires sign-in, for which gradio_client needs a password.
     """
     values = {
         "url": url,
         "model": model,
         "question": QUESTION,
-        "login": ', auth=("name", "password")' if login else "",
+        "login": ', auth=("name", "password")' if sign_in else "",
     }
     return {title: program.substitute(values) for title, (_, program) in ALL.items()}

@@ -1,4 +1,4 @@
-"""The Status tab: is the engine up, what is it, what does it do. Nothing is asked while the tab is not looked at."""
+"""The Status tab: what the engine is and what it is doing. Asks nothing while it is closed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from vllm_space import auth, errors, hardware, run_dir
+from vllm_space import __version__, errors, hardware, run_dir
 from vllm_space.client import Model
 from vllm_space.metrics import Cached, Point, Recorder
+from vllm_space.page import theme
 from vllm_space.page.controls import Controls
-from vllm_space.page.events import UNQUEUED, handler, http
-from vllm_space.page.javascript import call
-from vllm_space.page.theme import PLOT_COLORS
+from vllm_space.page.events import handler, http
+from vllm_space.page.tab import Tab
 
-EVERY = 2  # seconds between two updates of a tab that is looked at
-
-# Title of each plot, its unit, the least height of its axis, and its series: field of metrics.Point -> legend.
+# Title of each plot, its unit, the smallest upper end of its axis, and its series: field of
+# metrics.Point -> legend.
 PLOTS = {
     "Tokens per second": (
         "tokens/s",
@@ -28,23 +27,25 @@ PLOTS = {
         {"generation_rate": "generation", "prompt_rate": "prompt"},
     ),
     "Requests": ("requests", 4, {"running": "running", "waiting": "waiting"}),
-    "KV cache in use": ("%", 10, {"kv_cache": "in use"}),
+    "KV cache usage": ("%", 10, {"kv_cache": "in use"}),
 }
 
 
-class StatusTab:
-    def __init__(self, controls: Controls, sign_in: auth.SignIn):
-        self.controls = controls
-        self.config = controls.config
-        self.sign_in = sign_in
+class StatusTab(Tab):
+    title = "Status"
+    shows_controls = False
+    refresh_every = 2
+
+    def __init__(self, controls: Controls):
+        super().__init__(controls)
         self.gpus = Cached(lambda: hardware.gpus(self.config.engine_device))
         self.recorders = {server: Recorder(server) for server in controls.catalog.servers}
 
-    def tab(self) -> None:
-        self.timer = gr.Timer(EVERY, active=False)
-        self.facts = gr.Markdown(elem_id="facts")
+    def build(self) -> None:
+        facts = gr.Markdown(elem_id="facts")
+        colors = theme.plot_colors(self.config.app_theme)
         with gr.Row():
-            self.plots = [
+            plots = [
                 gr.LinePlot(
                     x="time",
                     y="value",
@@ -53,7 +54,7 @@ class StatusTab:
                     x_title=" ",
                     y_title=unit,
                     color_title=" ",
-                    color_map=dict(zip(series.values(), PLOT_COLORS, strict=False)),
+                    color_map=dict(zip(series.values(), colors, strict=False)),
                     height=240,
                     min_width=260,
                     elem_classes="plot",
@@ -62,72 +63,64 @@ class StatusTab:
                 )
                 for title, (unit, _, series) in PLOTS.items()
             ]
-        with gr.Accordion("Engine log", open=False, visible=False) as self.log_part:
-            self.log = gr.Code(
+        with gr.Accordion("Engine log", open=False, visible=False) as log_section:
+            log = gr.Code(
                 label="Last lines, secrets masked",
                 language=None,
                 lines=12,
                 max_lines=24,
                 wrap_lines=True,
             )
-
-    def wire(self, tab: gr.Tab, others: list[gr.Tab]) -> None:
-        shown = [self.facts, *self.plots, self.log_part, self.log]
-        tab.select(None, None, self.timer, js=call("startTimer"), **UNQUEUED)
-        for event in (tab.select, self.timer.tick):
-            event(self.look, self.controls.model, shown, **UNQUEUED, preprocess=False)
-        for other in others:
-            other.select(None, None, self.timer, js=call("stopTimer"), **UNQUEUED)
+        self.refreshed = [facts, *plots, log_section, log]
 
     @handler
-    def look(self, label: str | None, request: gr.Request) -> tuple[Any, ...]:
+    def refresh(self, label: str | None, request: gr.Request) -> tuple[Any, ...]:
         """Everything on the tab, as it is now."""
+        model, points, problem = None, [], ""
         try:
             model = self.controls.catalog.find(label)
             points = self.recorders[model.server].points()
         except errors.SpaceError as error:
-            model, points, problem = None, [], str(error)
-        else:
-            problem = ""
-        owner = self.sign_in.is_owner(http(request))
-        log = run_dir.log_tail(self.config.engine_run_dir) if owner else ""
+            model, problem = None, str(error)
+        is_owner = self.controls.sign_in.is_owner(http(request))
+        log = run_dir.log_tail(self.config.engine_run_dir) if is_owner else ""
         return (
-            self.describe(model, problem),
-            *self.frames(points),
-            gr.Accordion(visible=owner),
+            self.facts(model, problem),
+            *self.plots(points),
+            gr.Accordion(visible=is_owner),
             self.config.mask(log),
         )
 
-    def describe(self, model: Model | None, problem: str) -> str:
+    def facts(self, model: Model | None, problem: str) -> str:
+        """What is known about the engine, as lines of Markdown."""
         folder = self.config.engine_run_dir
-        rows = {"Engine": problem or "answers"}
+        rows = {"Engine": problem or "ready"}
         if status := run_dir.read_status(folder):
-            rows["Engine"] = (
-                f"{status.state}{': ' + status.phase if status.phase else ''} since {_since(status.since)}"
-            )
-            rows["Restarts"] = f"{status.restarts}" + (
-                f"; the last time because {status.reason}" if status.reason else ""
-            )
+            phase = f": {status.phase}" if status.phase else ""
+            rows["Engine"] = f"{status.state}{phase} since {_since(status.since)}"
+            rows["Restarts"] = str(status.restarts)
+            if status.reason:
+                rows["Last failure"] = status.reason
         if model:
             rows["Model"] = model.name
             if model.context_length:
-                rows["Context"] = f"{model.context_length:,} tokens"
+                rows["Context length"] = f"{model.context_length:,} tokens"
         if folder and (dtype := run_dir.dtype(folder)):
-            rows["Number format"] = dtype
-        if folder:  # else the engine runs on another machine
+            rows["dtype"] = dtype
+        if folder:  # otherwise the engine runs on another machine
             gpus = self.gpus.get()
             for gpu in gpus:
                 used = gpu.memory_total - gpu.memory_free
                 rows[gpu.name] = f"{used / 1024:.1f} of {gpu.memory_total / 1024:.1f} GiB in use"
             if not gpus:
                 rows["GPU"] = "none; the engine runs on the CPU"
+        rows["vLLM Space"] = __version__
         return "  \n".join(f"**{name}**: {value}" for name, value in rows.items())
 
     @staticmethod
-    def frames(points: list[Point]) -> list[gr.LinePlot]:
-        """The plots of these points."""
-        found = []
-        for unit, least, series in PLOTS.values():
+    def plots(points: list[Point]) -> list[gr.LinePlot]:
+        plots = []
+        for unit, smallest_top, series in PLOTS.values():
             scale = 100 if unit == "%" else 1
             rows = [
                 {
@@ -138,14 +131,14 @@ class StatusTab:
                 for field, name in series.items()
                 for point in points
             ]
-            top = max([least, *(row["value"] for row in rows)])
+            top = max([smallest_top, *(row["value"] for row in rows)])
             # gradio 6.31: without rows a frame has no types, and the plot would keep the wrong ones
-            found.append(gr.LinePlot(pd.DataFrame(rows) if rows else None, y_lim=[0, top]))
-        return found
+            plots.append(gr.LinePlot(pd.DataFrame(rows) if rows else None, y_lim=[0, top]))
+        return plots
 
 
 def _since(moment: float) -> str:
     """A moment (seconds since the epoch) and how long ago it was."""
     minutes = int(time.time() - moment) // 60
     ago = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
-    return f"{datetime.fromtimestamp(moment, timezone.utc):%Y-%m-%d %H:%M} UTC ({ago})"
+    return f"{datetime.fromtimestamp(moment, timezone.utc):%Y-%m-%d %H:%M} UTC ({ago} ago)"

@@ -1,8 +1,8 @@
-// gradio 6.31: BrowserState reads localStorage outside its own try.
+// gradio 6.31: BrowserState accesses localStorage outside its own try block.
 //
-// A browser can forbid a frame to store anything, and the Hub shows a Space in a frame. Merely touching localStorage
-// throws there, in the middle of Gradio's rendering, and the page stays blank if other updates are pending. This
-// stand-in lasts for as long as the page is open.
+// A browser can deny storage to frames, and the Hub shows a Space in a frame. Merely accessing
+// localStorage throws there, in the middle of Gradio's rendering; if other updates are pending, the
+// page stays blank. This in-memory replacement lasts for as long as the page is open.
 try {
   window.localStorage;
 } catch {

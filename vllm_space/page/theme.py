@@ -1,18 +1,22 @@
-"""How the page looks: one of Gradio's themes with this page's colours, and page.css.
+"""How the page looks: one of Gradio's themes with this page's adjustments, and page.css.
 
-Text has a contrast of at least 4.5 (WCAG AA), which Gradio's own small print and primary buttons lack.
+Text has a contrast of at least 4.5 (WCAG AA), which Gradio's own small print and primary buttons
+do not reach.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
-PRIMARY = "*primary_700"  # buttons and accents; white text stands on it
-PRIMARY_HOVER = "*primary_800"
-STOP = "#b91c1c"
-PLOT_COLORS = ("#ea580c", "#2563eb")  # first and second series of a plot
+# The colour of buttons, accents, the sign-in page and plots, such as gr.themes.colors.teal.
+# None: that of the theme.
+COLOR: gr.themes.Color | None = None
+
+STOP_COLOR = "#b91c1c"
 
 THEMES = {
     "default": gr.themes.Default,
@@ -30,10 +34,15 @@ def css() -> str:
     return Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
+@cache
 def theme(name: str) -> gr.themes.Base:
-    """One of Gradio's themes, in the fonts of the visitor's system: no request leaves for a font server."""
-    fonts, mono = ["system-ui", "sans-serif"], ["ui-monospace", "Consolas", "monospace"]
-    return THEMES[name](font=fonts, font_mono=mono).set(
+    """One of Gradio's themes, in the visitor's system fonts: no font server is asked."""
+    options: dict[str, Any] = {"primary_hue": COLOR} if COLOR else {}
+    return THEMES[name](
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "Consolas", "monospace"],
+        **options,
+    ).set(
         body_text_color_subdued="*neutral_500",
         body_text_color_subdued_dark="*neutral_400",
         block_info_text_color="*neutral_500",
@@ -42,13 +51,23 @@ def theme(name: str) -> gr.themes.Base:
         block_title_text_color="*neutral_600",
         input_placeholder_color="*neutral_500",
         input_placeholder_color_dark="*neutral_400",
-        button_primary_background_fill=PRIMARY,
-        button_primary_background_fill_dark=PRIMARY,
-        button_primary_background_fill_hover=PRIMARY_HOVER,
-        button_primary_background_fill_hover_dark=PRIMARY_HOVER,
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
         button_primary_text_color="white",
-        color_accent=PRIMARY,
-        button_cancel_background_fill=STOP,
-        button_cancel_background_fill_dark=STOP,
+        color_accent="*primary_700",
+        button_cancel_background_fill=STOP_COLOR,
+        button_cancel_background_fill_dark=STOP_COLOR,
         button_cancel_text_color="white",
     )
+
+
+def button_color(name: str) -> str:
+    """The colour of a theme's primary buttons, as CSS."""
+    return str(theme(name).primary_700)
+
+
+def plot_colors(name: str) -> tuple[str, str]:
+    """The colours of a plot's first and second series, as CSS."""
+    return str(theme(name).primary_600), str(theme(name).neutral_500)
