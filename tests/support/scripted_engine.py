@@ -114,6 +114,11 @@ def event(**fields: Any) -> bytes:
     return b"data: " + json.dumps(fields).encode() + b"\n\n"
 
 
+def chat_event(finish_reason: str | None = None, **delta: str) -> bytes:
+    """An event of a chat answer: chat_event(content="Hello")."""
+    return event(choices=[{"index": 0, "delta": delta, "finish_reason": finish_reason}])
+
+
 DONE = b"data: [DONE]\n\n"
 
 
@@ -121,15 +126,11 @@ def chat_stream(
     *texts: str, finish: str = "stop", every: float = 0, field: str = "content"
 ) -> Iterator[bytes]:
     """A chat answer as server-sent events: one per text, `every` seconds."""
-
-    def delta(finish_reason: str | None = None, **delta: str) -> bytes:
-        return event(choices=[{"index": 0, "delta": delta, "finish_reason": finish_reason}])
-
-    yield delta(role="assistant", content="")
+    yield chat_event(role="assistant", content="")
     for text in texts:
         time.sleep(every)
-        yield delta(**{field: text})
-    yield delta(finish)
+        yield chat_event(**{field: text})
+    yield chat_event(finish)
     count = len(texts)
     usage = {"prompt_tokens": 3, "completion_tokens": count, "total_tokens": 3 + count}
     yield event(choices=[], usage=usage)
