@@ -1,4 +1,4 @@
-"""conversation.py: from the page to the engine, to a file, and back."""
+"""Conversations on their way to the engine, to a file, and back."""
 
 import json
 
@@ -12,7 +12,9 @@ from vllm_space.streaming import Answer
 
 HISTORY = [
     conversation.text_message("user", "Two\n    and two?"),
-    conversation.text_message("assistant", "Adding.", title=conversation.REASONING_TITLE, status="done"),
+    conversation.text_message(
+        "assistant", "Adding.", title=conversation.REASONING_TITLE, status="done"
+    ),
     *conversation.answer_messages(
         Answer(
             text="Four\n",
@@ -27,20 +29,20 @@ HISTORY = [
 ]
 
 
-def test_thinking_numbers_and_errors_are_not_sent_to_the_engine():
+def test_the_engine_gets_no_notes():
     assert conversation.to_messages(HISTORY) == [
         {"role": "user", "content": "Two\n    and two?"},
         {"role": "assistant", "content": "Four\n"},
     ]
 
 
-def test_an_answer_cut_by_max_tokens_offers_to_continue_and_shows_its_numbers():
+def test_a_truncated_answer_offers_continue():
     answer = HISTORY[2]
     assert answer["options"] == [{"value": "continue", "label": "Stopped at 5 tokens — Continue"}]
     assert "5 tokens · 5 tokens/s · first token after 0.10 s" in answer["content"][1]["text"]
 
 
-def test_export_and_import_give_the_same_conversation(tmp_path):
+def test_import_restores_an_export(tmp_path):
     exported = conversation.to_json(HISTORY, "Be kind.")
     assert exported[2] == {"role": "assistant", "content": "Four\n", "reasoning": "Adding."}
     history, system_prompt = conversation.from_json(json.loads(json.dumps(exported)), str(tmp_path))
@@ -48,9 +50,9 @@ def test_export_and_import_give_the_same_conversation(tmp_path):
     assert conversation.to_json(history, system_prompt) == exported
 
 
-def test_a_picture_survives_export_and_import(tmp_path):
-    picture = {"type": "image_url", "image_url": {"url": TEST_IMAGE}}
-    messages = [{"role": "user", "content": [picture, {"type": "text", "text": "What is it?"}]}]
+def test_images_survive_an_export(tmp_path):
+    image = {"type": "image_url", "image_url": {"url": TEST_IMAGE}}
+    messages = [{"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]}]
     history, _ = conversation.from_json(messages, str(tmp_path))
     assert conversation.to_messages(history) == messages
     assert TEST_IMAGE in conversation.to_markdown(history)
@@ -75,37 +77,37 @@ def test_a_picture_survives_export_and_import(tmp_path):
         {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
     ],
 )
-def test_a_file_that_is_no_conversation_is_refused(junk, tmp_path):
+def test_other_files_are_not_imported(junk, tmp_path):
     with pytest.raises(errors.Rejected, match="not a conversation"):
         conversation.from_json(junk, str(tmp_path))
 
 
-def test_text_files_are_quoted_under_their_names_and_bounded(tmp_path):
-    notes, large, binary, picture = (
+def test_text_files_are_quoted(tmp_path):
+    notes, large, binary, image = (
         tmp_path / name for name in ("notes.md", "large.txt", "x.txt", "a.png")
     )
     notes.write_text("# Hi\n```\ncode\n```\n")
     large.write_text("x" * (conversation.TEXT_FILE_LIMIT + 1))
     binary.write_bytes(b"\xff\xfe\x00")
-    picture.write_bytes(b"png")
-    said = conversation.question("Sum up", [str(notes)], images=False)
-    assert conversation.text(said) == "Sum up\n\n**notes.md**\n````\n# Hi\n```\ncode\n```\n````"
+    image.write_bytes(b"png")
+    message = conversation.question("Sum up", [str(notes)], images=False)
+    assert conversation.text(message) == "Sum up\n\n**notes.md**\n````\n# Hi\n```\ncode\n```\n````"
     for file, why in (
         (large, "larger than 64 kB"),
         (binary, "not a text file"),
-        (picture, "takes no images"),
+        (image, "takes no images"),
     ):
         with pytest.raises(errors.Rejected, match=why):
             conversation.question("Sum up", [str(file)], images=False)
 
 
-def test_a_picture_too_large_for_the_browser_is_left_out_of_what_it_keeps(tmp_path):
-    picture = tmp_path / "large.png"
-    picture.write_bytes(b"x" * conversation.STORED_LIMIT)
-    said = conversation.question("What is this?", [str(picture)], images=True)
-    kept = conversation.to_stored([said], "Be brief.", "id-1")
-    assert kept["title"] == "What is this?"
-    assert kept["messages"] == [
+def test_large_images_are_not_stored(tmp_path):
+    image = tmp_path / "large.png"
+    image.write_bytes(b"x" * conversation.STORED_LIMIT)
+    message = conversation.question("What is this?", [str(image)], images=True)
+    stored = conversation.to_stored([message], "Be brief.", "id-1")
+    assert stored["title"] == "What is this?"
+    assert stored["messages"] == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "What is this?"},
     ]
@@ -126,7 +128,7 @@ def test_a_picture_too_large_for_the_browser_is_left_out_of_what_it_keeps(tmp_pa
         [{"role": "user", "content": [{"type": "component", "component": "image"}]}],
     ],
 )
-def test_only_a_conversation_reaches_a_handler(junk):
+def test_handlers_get_conversations_only(junk):
     history = TypeAdapter(conversation.History)
     assert history.validate_python(HISTORY) == HISTORY
     with pytest.raises(ValidationError):
