@@ -1,4 +1,4 @@
-// OpenAI's JavaScript client for test_api_on_vllm.py: calls each endpoint, prints the answers as JSON.
+// OpenAI's JavaScript client for tests/engine/test_api.py: calls each endpoint, prints the answers as JSON.
 import OpenAI from "openai";
 
 const [baseURL, apiKey, question] = process.argv.slice(2);

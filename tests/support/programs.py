@@ -59,11 +59,20 @@ def wait_for(condition: Callable[[], object], timeout: float, what: str) -> obje
     raise AssertionError(f"{what}: no result within {timeout} s")
 
 
-def active_requests(engine_url: str) -> float:
-    """The number of requests that an engine runs or queues, from its metrics."""
+def metrics(engine_url: str, *names: str) -> float:
+    """The sum of some of an engine's metrics."""
     lines = requests.get(f"{engine_url}/metrics", timeout=5).text.splitlines()
-    names = ("vllm:num_requests_running", "vllm:num_requests_waiting{")
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(names))
+    return sum(float(line.split()[-1]) for line in lines if line.split("{")[0] in names)
+
+
+def active_requests(engine_url: str) -> float:
+    """The number of requests that an engine runs or queues."""
+    return metrics(engine_url, "vllm:num_requests_running", "vllm:num_requests_waiting")
+
+
+def generated_tokens(engine_url: str) -> float:
+    """The number of tokens that an engine has generated since its start."""
+    return metrics(engine_url, "vllm:generation_tokens_total")
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
