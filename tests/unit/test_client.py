@@ -1,31 +1,30 @@
-"""client.py against a scripted engine on a real socket: protocols, faults, closing."""
+"""The client against a scripted engine on a real socket: protocols, failures, closing."""
 
 import json
 from contextlib import closing
 
 import pytest
 
-from support.scripted_engine import ScriptedEngine, chat_stream, completion_stream, event
+from support.scripted_engine import ScriptedEngine, chat_event, chat_stream, completion_stream
 from vllm_space import client, errors
 from vllm_space.catalog import Catalog
+from vllm_space.client import Model, Server
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
+DOWN = "http://127.0.0.1:9"
 
 
-def collect(engine: ScriptedEngine, sampling: dict | None = None, prompt: str | None = None) -> str:
-    model = client.models(client.Server.from_url(engine.url))[0]
-    stream = (
-        client.complete(model, prompt, sampling or {})
-        if prompt
-        else client.chat(model, MESSAGES, sampling or {})
-    )
+def model_of(engine: ScriptedEngine) -> Model:
+    return client.models(Server.from_url(engine.url))[0]
+
+
+def read_all(stream: client.Stream) -> str:
     return "".join(chunk.text for chunk in stream)
 
 
-def test_chat_streams_what_the_engine_sent_with_its_end_and_its_numbers():
+def test_chat_streams_text_and_usage():
     with ScriptedEngine(lambda path, body: chat_stream("Hel", "lo ", "wörld")).running() as engine:
-        model = client.models(client.Server.from_url(engine.url))[0]
-        chunks = list(client.chat(model, MESSAGES, {"max_tokens": 5}))
+        chunks = list(client.chat(model_of(engine), MESSAGES, {"max_tokens": 5}))
     assert "".join(chunk.text for chunk in chunks) == "Hello wörld"
     assert [chunk.finish_reason for chunk in chunks if chunk.finish_reason] == ["stop"]
     assert chunks[-1].usage["completion_tokens"] == 3
@@ -40,101 +39,92 @@ def test_chat_streams_what_the_engine_sent_with_its_end_and_its_numbers():
     }
 
 
-def test_completion_streams_from_its_own_path():
-    with ScriptedEngine(
-        lambda path, body: completion_stream(" upon", " a time")
-    ).running() as engine:
-        assert collect(engine, prompt="Once") == " upon a time"
+def test_completion_streams_text():
+    def script(path, body):
+        return completion_stream(" upon", " a time")
+
+    with ScriptedEngine(script).running() as engine:
+        assert read_all(client.complete(model_of(engine), "Once", {})) == " upon a time"
     assert engine.requests[0][0] == "/v1/completions"
     assert engine.requests[0][2]["prompt"] == "Once"
 
 
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
-def test_reasoning_comes_apart_from_the_answer(field):
+def test_reasoning_is_separate_from_text(field):
     def script(path, body):
-        yield event(choices=[{"delta": {field: "Hmm"}, "finish_reason": None}])
+        yield chat_event(**{field: "Hmm"})
         yield from chat_stream("Yes")
 
     with ScriptedEngine(script).running() as engine:
-        chunks = list(
-            client.chat(client.models(client.Server.from_url(engine.url))[0], MESSAGES, {})
-        )
+        chunks = list(client.chat(model_of(engine), MESSAGES, {}))
     assert "".join(chunk.reasoning for chunk in chunks) == "Hmm"
     assert "".join(chunk.text for chunk in chunks) == "Yes"
 
 
 @pytest.mark.parametrize("size", [1, 7])
-def test_events_may_arrive_in_any_chunks(size):
+def test_events_split_anywhere_are_parsed(size):
     def script(path, body):
         data = b"".join(chat_stream("one ", "zwölf ", "三")) + b": keep-alive comment\n\n"
         for start in range(0, len(data), size):
             yield data[start : start + size]
 
     with ScriptedEngine(script).running() as engine:
-        assert collect(engine) == "one zwölf 三"
+        assert read_all(client.chat(model_of(engine), MESSAGES, {})) == "one zwölf 三"
 
 
 @pytest.mark.parametrize("separator", [b"\n", b"\0"])
-def test_the_legacy_server_echoes_the_prompt_and_sends_everything_so_far(separator):
+def test_legacy_server_is_understood(separator):
     def script(path, body):
         for text in ("H", "Hel", "Hello \ufffd", "Hello \U0001f600"):
             yield json.dumps({"text": [body["prompt"] + text]}).encode() + separator
 
     with ScriptedEngine(script, models=None).running() as engine:
-        assert (
-            client.models(client.Server.from_url(f"{engine.url}/generate"))[0].protocol
-            == "generate"
-        )
-        assert collect(engine, prompt="Say: ", sampling={"temperature": 0}) == "Hello \U0001f600"
-        assert collect(engine) == "Hello \U0001f600"
-    (path, _, completion), (_, _, chat) = engine.requests
+        model = client.models(Server.from_url(f"{engine.url}/generate"))[0]
+        assert model.protocol == "generate"
+        completion = client.complete(model, "Say: ", {"temperature": 0})
+        assert read_all(completion) == "Hello \U0001f600"
+        assert read_all(client.chat(model, MESSAGES, {})) == "Hello \U0001f600"
+    (path, _, completion_body), (_, _, chat_body) = engine.requests
     assert path == "/generate"
-    assert completion == {"prompt": "Say: ", "stream": True, "temperature": 0}
-    assert chat["prompt"] == "User: Hi\nAssistant:"
-    assert chat["stop"] == ["\nUser:"]
+    assert completion_body == {"prompt": "Say: ", "stream": True, "temperature": 0}
+    assert chat_body["prompt"] == "User: Hi\nAssistant:"
+    assert chat_body["stop"] == ["\nUser:"]
 
 
-@pytest.mark.parametrize("address", ["{}", "{}/", "{}/v1", "{}/v1/", "{}/generate"])
-def test_every_form_of_the_address_works(address):
+@pytest.mark.parametrize("form", ["{}", "{}/", "{}/v1", "{}/v1/", "{}/generate"])
+def test_url_is_accepted_in_any_form(form):
+    with ScriptedEngine().running() as engine:
+        assert client.models(Server.from_url(form.format(engine.url)))[0].name == "scripted"
+
+
+def test_api_key_is_sent_but_not_printed():
     with ScriptedEngine(lambda path, body: chat_stream("ok")).running() as engine:
-        assert (
-            client.models(client.Server.from_url(address.format(engine.url)))[0].name == "scripted"
-        )
-
-
-def test_the_key_is_sent_and_never_shown():
-    with ScriptedEngine(lambda path, body: chat_stream("ok")).running() as engine:
-        server = client.Server.from_url(engine.url, api_key="key-marked")
+        server = Server.from_url(engine.url, api_key="key-marked")
         list(client.chat(client.models(server)[0], MESSAGES, {}))
     assert engine.requests[0][1]["Authorization"] == "Bearer key-marked"
     assert "marked" not in repr(server)
 
 
-def test_an_engine_that_is_not_there_is_unreachable():
+def test_missing_server_is_unreachable():
     with pytest.raises(errors.Unreachable, match="cannot be reached"):
-        client.models(client.Server.from_url("http://127.0.0.1:9"))
+        client.models(Server.from_url(DOWN))
 
 
-def test_closing_the_stream_closes_the_connection():
-    with ScriptedEngine(
-        lambda path, body: chat_stream(*["x"] * 1000, every=0.01)
-    ).running() as engine:
-        with closing(
-            client.chat(client.models(client.Server.from_url(engine.url))[0], MESSAGES, {})
-        ) as chunks:
+def test_close_closes_the_connection():
+    def script(path, body):
+        return chat_stream(*["x"] * 1000, every=0.01)
+
+    with ScriptedEngine(script).running() as engine:
+        with closing(client.chat(model_of(engine), MESSAGES, {})) as chunks:
             next(chunks)
             next(chunks)
         assert engine.left.wait(1)
 
 
-def test_a_catalog_leaves_out_a_server_that_is_down_and_says_so():
+def test_catalog_omits_servers_that_are_down():
     with ScriptedEngine(models=["one", "two"]).running() as engine:
-        catalog = Catalog(
-            [
-                client.Server.from_url(engine.url, label="up"),
-                client.Server.from_url("http://127.0.0.1:9", label="off"),
-            ]
-        )
+        up, down = Server.from_url(engine.url, label="up"), Server.from_url(DOWN, label="off")
+        catalog = Catalog([up, down])
         assert [model.label for model in catalog.models()] == ["one (up)", "two (up)"]
         assert list(catalog.problems()) == ["off"]
         assert catalog.find("two (up)").name == "two"

@@ -1,49 +1,49 @@
-"""generation.py: every request is validated, fitted to what is left of the context, counted, and streamed."""
+"""Requests on their way to the engine: validated, fitted to the context, limited per visitor."""
 
 import threading
 
 import pytest
 
 from support.scripted_engine import ScriptedEngine, chat_stream, completion_stream
-from vllm_space import generation, settings
 from vllm_space.catalog import Catalog
-from vllm_space.generation import Generation, Request
+from vllm_space.generation import Generation, Request, system_message
 from vllm_space.page import conversation
+from vllm_space.settings import Settings
 
 HELLO = [{"role": "user", "content": "Hello"}]
-CONTEXT = 4096  # of the scripted model
+CONTEXT = 4096  # tokens, of the scripted model
 
 
 def script(path, body):
-    return (
-        chat_stream("Hello", " you") if "messages" in body else completion_stream("Hello", " you")
-    )
+    stream = chat_stream if "messages" in body else completion_stream
+    return stream("Hello", " you")
 
 
-def words(body: dict) -> tuple[int, dict]:
-    """Count a word as a token, as /tokenize does for messages and for a prompt."""
-    text = (
-        body["prompt"]
-        if "prompt" in body
-        else " ".join(str(each["content"]) for each in body["messages"])
-    )
-    return 200, {"count": len(text.split())}
+def count_words(body: dict) -> tuple[int, dict]:
+    """/tokenize with one token per word."""
+    texts = [body.get("prompt", "")]
+    texts += [str(message["content"]) for message in body.get("messages", [])]
+    return 200, {"count": len(" ".join(texts).split())}
+
+
+def generation_for(engine: ScriptedEngine, **variables: object) -> Generation:
+    config = Settings(_env_file=None, model_url=engine.url, **variables)
+    return Generation(config, Catalog.of(config))
 
 
 @pytest.fixture
 def engine():
-    with ScriptedEngine(script, tokenize=words).running() as engine:
+    with ScriptedEngine(script, tokenize=count_words).running() as engine:
         yield engine
 
 
 @pytest.fixture
-def ours(engine) -> Generation:
-    config = settings.Settings(_env_file=None, model_url=engine.url)
-    return Generation(config, Catalog.of(config))
+def generation(engine) -> Generation:
+    return generation_for(engine)
 
 
-def ask(ours: Generation, prompt, **fields):
-    *_, answer = ours.answer(Request(prompt, **fields), "visitor")
+def ask(generation: Generation, prompt, **fields):
+    *_, answer = generation.answer(Request(prompt, **fields), "visitor")
     return answer
 
 
@@ -53,82 +53,85 @@ def as_chat(text: str) -> list[dict]:
 
 @pytest.mark.parametrize("form", [str, as_chat], ids=["completion", "chat"])
 @pytest.mark.parametrize(("tokens", "left"), [(10, 4086), (4000, 96), (4095, 1)])
-def test_max_tokens_is_what_is_left(ours, engine, form, tokens, left):
-    answer = ask(ours, form("word " * tokens), sampling={"max_tokens": 4096})
+def test_max_tokens_fits_the_context(generation, engine, form, tokens, left):
+    answer = ask(generation, form("word " * tokens), sampling={"max_tokens": 4096})
     assert (answer.text, answer.error) == ("Hello you", None)
     assert engine.requests[0][2]["max_tokens"] == left
 
 
-@pytest.mark.parametrize(("form", "what"), [(str, "text"), (as_chat, "conversation")])
-def test_a_full_context_is_a_sentence(ours, engine, form, what):
-    answer = ask(ours, form("word " * CONTEXT))
-    assert answer.error.startswith(
-        f"The {what} has 4,096 tokens and the model's context holds 4,096"
+@pytest.mark.parametrize(("form", "name"), [(str, "text"), (as_chat, "conversation")])
+def test_full_context_is_rejected(generation, engine, form, name):
+    answer = ask(generation, form("word " * CONTEXT))
+    assert answer.error == (
+        f"The {name} has 4,096 tokens, but the model's context length is 4,096, "
+        "including the answer. Shorten it or start a new one."
     )
     assert engine.requests == []
 
 
-def test_the_system_prompt_counts_too(ours, engine):
-    ask(ours, HELLO, sampling={"max_tokens": 1000}, system_prompt="word " * 4000)
+def test_system_prompt_counts_too(generation, engine):
+    ask(generation, HELLO, sampling={"max_tokens": 1000}, system_prompt="word " * 4000)
     assert engine.requests[0][2]["max_tokens"] == 95
 
 
-def test_short_requests_are_not_counted(ours, engine):
-    ask(ours, HELLO, sampling={"max_tokens": 100})
+def test_short_prompts_are_not_tokenized(generation, engine):
+    ask(generation, HELLO, sampling={"max_tokens": 100})
     assert "POST /tokenize" not in engine.asked
     assert engine.requests[0][2]["max_tokens"] == 100
 
 
-def test_a_server_that_cannot_count_decides(ours, engine):
+def test_server_without_tokenize_decides(generation, engine):
     engine.tokenize = lambda body: (404, {})
-    ask(ours, "word " * 4000, sampling={"max_tokens": 4096})
+    ask(generation, "word " * 4000, sampling={"max_tokens": 4096})
     assert engine.requests[0][2]["max_tokens"] == 4096
 
 
 @pytest.mark.parametrize(
-    ("request_", "says"),
+    ("invalid", "message"),
     [
         (Request(HELLO, model="no-such"), "no model 'no-such'"),
-        (Request(HELLO, sampling={"temperature": 9}), "temperature=9 is not allowed"),
+        (Request(HELLO, sampling={"temperature": 9}), "temperature=9 is invalid"),
         (Request([{"role": "king", "content": "x"}]), "Each message"),
         (Request([{"role": "user", "content": 5}]), "Each message"),
         (Request([{"role": "user", "content": [{"type": "text"}]}]), "Each message"),
         (Request([{"role": "user"}]), "Each message"),
-        (Request(5), "cannot make sense"),
-        (Request(HELLO, system_prompt=["x"]), "cannot make sense"),
+        (Request(5), "malformed"),
+        (Request(HELLO, system_prompt=["x"]), "malformed"),
     ],
 )
-def test_what_cannot_be_asked_is_a_sentence(ours, engine, request_, says):
-    *_, answer = ours.answer(request_, "visitor")
-    assert says in answer.error
+def test_invalid_requests_are_rejected(generation, engine, invalid, message):
+    *_, answer = generation.answer(invalid, "visitor")
+    assert message in answer.error
     assert answer.ended
     assert engine.requests == []
 
 
-def test_one_bad_request_leaves_the_others(ours):
-    *_, answers = ours.answers(
-        [Request(HELLO), Request(HELLO, model="no-such"), Request("Once")], "visitor"
-    )
+def test_one_bad_request_spares_the_others(generation):
+    requests = [Request(HELLO), Request(HELLO, model="no-such"), Request("Once")]
+    *_, answers = generation.answers(requests, "visitor")
     assert [answer.text for answer in answers] == ["Hello you", "", "Hello you"]
     assert [bool(answer.error) for answer in answers] == [False, True, False]
 
 
-def test_a_visitors_share_holds_under_threads(engine):
-    """However many of one visitor's requests begin at the same moment, no more run than may."""
+def test_visitor_limit_holds_under_threads(engine):
+    """Of 40 concurrent requests from one visitor, exactly as many run as the limit allows."""
     running = threading.Semaphore(0)
     release = threading.Event()
 
-    def held(path, body):
+    def hold(path, body):
         running.release()
         release.wait(20)
         yield from chat_stream("x")
 
-    engine.script = held
-    config = settings.Settings(_env_file=None, model_url=engine.url, max_concurrency=16)
-    ours = Generation(config, Catalog.of(config))
-    ours.catalog.models()
+    engine.script = hold
+    generation = generation_for(engine, max_concurrency=16)
+    generation.catalog.models()
     answers = []
-    threads = [threading.Thread(target=lambda: answers.append(ask(ours, HELLO))) for _ in range(40)]
+
+    def run() -> None:
+        answers.append(ask(generation, HELLO))
+
+    threads = [threading.Thread(target=run) for _ in range(40)]
     for thread in threads:
         thread.start()
     for _ in range(4):
@@ -139,25 +142,23 @@ def test_a_visitors_share_holds_under_threads(engine):
     for thread in threads:
         thread.join()
     assert sum(answer.error is None for answer in answers) == 4
-    assert (ours.streams.active, dict(ours.streams.visitors)) == (0, {})
+    assert (generation.streams.active, dict(generation.streams.visitors)) == (0, {})
 
 
-def test_what_is_sent_is_not_what_is_saved(ours, engine, monkeypatch):
-    """What a fork puts before the system prompt reaches the engine and no saved conversation."""
-    ours_first = {"role": "system", "content": "Today is Friday. MARKED"}
-    original = generation.system_message
+def test_system_message_is_not_saved(generation, engine, monkeypatch):
+    """What a fork adds in system_message reaches the engine, but no saved conversation."""
+    addition = {"role": "system", "content": "Today is Friday. MARKED"}
     monkeypatch.setattr(
-        generation, "system_message", lambda prompt: [ours_first, *original(prompt)]
+        "vllm_space.generation.system_message",
+        lambda prompt: [addition, *system_message(prompt)],
     )
-    history = [conversation.message("user", "Hello")]
-    answer = ask(ours, conversation.to_messages(history), system_prompt="Be kind.")
-    assert engine.requests[0][2]["messages"][:2] == [
-        ours_first,
-        {"role": "system", "content": "Be kind."},
-    ]
-    history += conversation.shown(answer, ended=True)
+    history = [conversation.text_message("user", "Hello")]
+    answer = ask(generation, conversation.to_messages(history), system_prompt="Be kind.")
+    system_prompt = {"role": "system", "content": "Be kind."}
+    assert engine.requests[0][2]["messages"][:2] == [addition, system_prompt]
+    history += conversation.answer_messages(answer, ended=True)
     for saved in (
-        conversation.written(history, "Be kind.", "id"),
+        conversation.to_stored(history, "Be kind.", "id"),
         conversation.to_markdown(history, "Be kind."),
     ):
         assert "Be kind." in str(saved)

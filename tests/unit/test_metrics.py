@@ -1,10 +1,11 @@
-"""metrics.py: what vLLM's /metrics says, and its course."""
+"""Parsing vLLM's /metrics, and their history."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 from support.scripted_engine import ScriptedEngine
-from vllm_space import client, metrics
+from vllm_space import metrics
+from vllm_space.client import Server
 
 TEXT = """# TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{{engine="0",model_name="m"}} 2.0
@@ -21,52 +22,52 @@ vllm:generation_tokens_total{{engine="0",model_name="m"}} {generation}
 """
 
 
-def test_the_numbers_of_all_ranks_are_put_together_and_rates_are_differences():
+def test_metrics_of_all_ranks_are_combined():
     earlier = metrics.read(TEXT.format(prompt=100, generation=1000), 10.0)
     later = metrics.read(TEXT.format(prompt=110, generation=1100), 12.0)
     assert earlier == metrics.Reading(10.0, 3, 4, 0.5, 100, 1000)
     assert metrics.between(earlier, later) == metrics.Point(12.0, 3, 4, 0.5, 5, 50)
 
 
-def test_an_engine_that_restarted_has_no_negative_rate():
-    before, after = (
-        metrics.Reading(10.0, generation_tokens=1000),
-        metrics.Reading(12.0, generation_tokens=20),
-    )
+def test_restart_gives_no_negative_rate():
+    before = metrics.Reading(10.0, generation_tokens=1000)
+    after = metrics.Reading(12.0, generation_tokens=20)
     assert metrics.between(before, after).generation_rate == 10
 
 
-def test_the_engine_is_asked_only_when_somebody_looks_and_once_a_second_at_most(monkeypatch):
-    asked = []
-    engine = ScriptedEngine(
-        metrics=lambda: asked.append(1) or TEXT.format(prompt=1, generation=len(asked))
-    )
-    with engine.running():
-        recorder = metrics.Recorder(client.Server.from_url(engine.url))
-        assert asked == []
+def test_engine_is_scraped_only_for_viewers(monkeypatch):
+    scrapes = []
+
+    def text() -> str:
+        scrapes.append(1)
+        return TEXT.format(prompt=1, generation=len(scrapes))
+
+    with ScriptedEngine(metrics=text).running() as engine:
+        recorder = metrics.Recorder(Server.from_url(engine.url))
+        assert scrapes == []
         recorder.points()
         recorder.points()
-        assert len(asked) == 1
-        monkeypatch.setattr(metrics, "OFTEN", 0)
+        assert len(scrapes) == 1
+        monkeypatch.setattr(metrics, "MAX_AGE", 0)
         assert len(recorder.points()) == 1
 
 
-def test_a_server_without_metrics_has_no_points():
+def test_no_metrics_means_no_points():
     with ScriptedEngine().running() as engine:
-        assert metrics.Recorder(client.Server.from_url(engine.url)).points() == []
-    assert metrics.Recorder(client.Server.from_url("http://127.0.0.1:9")).points() == []
+        assert metrics.Recorder(Server.from_url(engine.url)).points() == []
+    assert metrics.Recorder(Server.from_url("http://127.0.0.1:9")).points() == []
 
 
-def test_however_many_look_one_asks():
-    """nvidia-smi takes half a second of a core: it is asked once a second for all viewers together."""
-    asked = []
+def test_concurrent_callers_share_a_result():
+    """nvidia-smi keeps a core busy for half a second, so all viewers share one call."""
+    calls = []
 
-    def ask() -> int:
-        asked.append(1)
+    def function() -> int:
+        calls.append(1)
         time.sleep(0.05)
-        return len(asked)
+        return len(calls)
 
-    shared = metrics.Cached(ask)
+    cached = metrics.Cached(function)
     with ThreadPoolExecutor(20) as viewers:
-        assert set(viewers.map(lambda _: shared.get(), range(20))) == {1}
-    assert len(asked) == 1
+        assert set(viewers.map(lambda _: cached.get(), range(20))) == {1}
+    assert len(calls) == 1
