@@ -68,4 +68,4 @@ def request_fields(values: Mapping[str, Any], max_tokens_limit: int) -> dict[str
 def _explain(problem: Any) -> str:
     name = str(problem["loc"][0])
     allowed = settings.allowed(name).replace("MAX_TOKENS_LIMIT", "the limit of this page")
-    return f"{name}={shorten(str(problem['input']))} is not allowed: use {allowed}."
+    return f"{name}={shorten(str(problem['input']))} is invalid. Use {allowed}."

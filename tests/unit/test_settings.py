@@ -1,4 +1,4 @@
-"""settings.py: what the owner may set, and what happens when it cannot work."""
+"""What the owner can set, and what invalid values do."""
 
 import pytest
 from pydantic import SecretStr
@@ -7,8 +7,8 @@ from vllm_space import errors, settings
 
 
 @pytest.fixture(autouse=True)
-def only_these_variables(monkeypatch, tmp_path):
-    """No variable and no .env of the machine the tests run on."""
+def clean_environment(monkeypatch, tmp_path):
+    """Hide the variables and the .env of the machine that runs the tests."""
     for name in settings.Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setitem(settings.Settings.model_config, "env_file", tmp_path / ".env")
@@ -48,7 +48,7 @@ def load(monkeypatch, *argv: str, **variables: str) -> settings.Settings:
         ("APP_EXAMPLES", "a, b\nc\n", ("a, b", "c")),
     ],
 )
-def test_reads(monkeypatch, name, value, expected):
+def test_text_becomes_a_value(monkeypatch, name, value, expected):
     assert getattr(load(monkeypatch, **{name: value}), name.lower()) == expected
 
 
@@ -60,7 +60,7 @@ def test_reads(monkeypatch, name, value, expected):
         ("TEMPERATURE", "2.1"),
         ("TOP_P", "0"),
         ("MAX_TOKENS", "-1"),
-        ("MAX_TOKENS", "9999999"),  # beyond MAX_TOKENS_LIMIT
+        ("MAX_TOKENS", "9999999"),  # above MAX_TOKENS_LIMIT
         ("TENSOR_PARALLEL_SIZE", "0"),
         ("DTYPE", "int3"),
         ("ENGINE_PORT", "65536"),
@@ -80,17 +80,17 @@ def test_reads(monkeypatch, name, value, expected):
         ("TRUST_REMOTE_CODE", "perhaps"),
     ],
 )
-def test_refuses_naming_variable_value_and_what_is_allowed(monkeypatch, name, value):
+def test_an_error_names_the_allowed_values(monkeypatch, name, value):
     with pytest.raises(errors.SettingsError) as caught:
         load(monkeypatch, **{name: value})
     line = str(caught.value)
     assert "\n" not in line
     assert line.startswith(name)
     assert value[:20] in line
-    assert len(line) > len(f"{name}={value} is not allowed: use ")  # the rest says what is
+    assert len(line) > len(f"{name}={value} is invalid. Use ")  # followed by what is valid
 
 
-def test_all_bad_values_are_reported_at_once(monkeypatch):
+def test_all_errors_are_reported_together(monkeypatch):
     with pytest.raises(errors.SettingsError) as caught:
         load(monkeypatch, TEMPERATURE="hot", MAX_TOKENS="-1", ENGINE_PORT="x")
     assert [line.split("=")[0] for line in str(caught.value).splitlines()] == [
@@ -112,33 +112,33 @@ def test_all_bad_values_are_reported_at_once(monkeypatch):
         ({"MODEL_URL": "http://a", "MODELS": '{"b": "http://b"}'}, "MODELS"),
     ],
 )
-def test_half_a_setting_is_an_error_and_never_shows_a_secret(monkeypatch, variables, names):
+def test_half_a_login_is_an_error(monkeypatch, variables, names):
     with pytest.raises(errors.SettingsError) as caught:
         load(monkeypatch, **variables)
     assert names in str(caught.value)
     assert "hunter2-marked" not in str(caught.value)
 
 
-def test_flags_win_over_the_environment_and_the_environment_over_the_file(monkeypatch, tmp_path):
+def test_flags_override_env_overrides_file(monkeypatch, tmp_path):
     (tmp_path / ".env").write_text("GRADIO_SERVER_PORT=1111\nTEMPERATURE=0.1\nTOP_P=0.2\n")
     config = load(monkeypatch, "--port", "3333", GRADIO_SERVER_PORT="2222", TEMPERATURE="0.3")
     assert (config.gradio_server_port, config.temperature, config.top_p) == (3333, 0.3, 0.2)
 
 
-def test_a_lower_limit_lowers_the_default(monkeypatch):
+def test_a_limit_lowers_the_default(monkeypatch):
     assert load(monkeypatch, MAX_TOKENS_LIMIT="100").max_tokens == 100
 
 
-def test_unknown_names_get_the_nearest_match(monkeypatch, tmp_path):
+def test_typos_get_the_nearest_match(monkeypatch, tmp_path):
     monkeypatch.setenv("APP_PASWORD", "x")
     (tmp_path / ".env").write_text("ENGINE_ARG=--x\n")
     assert settings.unknown_names() == [
-        "APP_PASWORD is set but nothing reads it; did you mean APP_PASSWORD?",
-        "ENGINE_ARG is set but nothing reads it; did you mean ENGINE_ARGS?",
+        "APP_PASWORD is set, but there is no such variable. Did you mean APP_PASSWORD?",
+        "ENGINE_ARG is set, but there is no such variable. Did you mean ENGINE_ARGS?",
     ]
 
 
-def test_secrets_are_masked_wherever_they_are_printed(monkeypatch):
+def test_secrets_are_masked(monkeypatch):
     config = load(
         monkeypatch,
         HF_TOKEN="hf_marked",
@@ -158,18 +158,18 @@ def test_settings_cannot_be_changed(monkeypatch):
         load(monkeypatch).temperature = 1
 
 
-# -- masking ---------------------------------------------------------------------------------------------------------
+# -- secrets ---------------------------------------------------------------------------------------
 
 
-class WithOneMore(settings.Settings):
-    """The settings with a secret that nobody has heard of, and one in a list."""
+class MoreSecrets(settings.Settings):
+    """The settings with two secrets more."""
 
     webhook_token: SecretStr | None = None
     other_tokens: dict[str, SecretStr] | None = None
 
 
-def test_a_new_secret_is_masked_unlisted():
-    config = WithOneMore(
+def test_a_new_secret_is_masked():
+    config = MoreSecrets(
         webhook_token="hook-marked",
         other_tokens={"a": "other-marked"},
         app_users="alice:pass-marked",
@@ -179,8 +179,8 @@ def test_a_new_secret_is_masked_unlisted():
     assert config.mask(text) == "*** *** alice *** ***"
 
 
-def test_a_new_secret_is_not_the_engines(monkeypatch):
-    """Every variable that holds a SecretStr is kept from processes that have no need of it."""
+def test_processes_get_no_secrets(monkeypatch):
+    """No variable that holds a SecretStr reaches a process that does not need it."""
     declared = {
         name.upper()
         for name, field in settings.Settings.model_fields.items()
@@ -192,7 +192,7 @@ def test_a_new_secret_is_not_the_engines(monkeypatch):
     assert not declared & settings.environment_without_secrets().keys()
 
 
-def test_a_short_secret_does_not_garble_the_log():
+def test_short_secrets_are_not_masked():
     config = settings.Settings(
         app_username="a", app_password="the", app_users="bob:in", api_keys="x,phone:5"
     )
