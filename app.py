@@ -1,7 +1,8 @@
-"""Entry point: the page, and the API beside it, on one port.
+"""Entry point: serves the chat page and the API on one port.
 
-A Space runs `python app.py`; so may you. If no engine is set (MODEL_URL, MODELS), this process replaces itself with
-start.sh, which boots one and runs this file again. `gradio app.py` does the same and reloads the page on every change.
+Run `python app.py`, as a Space does. If there is no engine to talk to (MODEL_URL and MODELS are
+unset), this process replaces itself with start.sh, which starts vLLM and then runs this file again.
+`gradio app.py` does the same, and reloads the page whenever a file changes.
 """
 
 import os
@@ -13,20 +14,19 @@ from vllm_space import requirements
 
 HERE = Path(__file__).resolve().parent
 IS_MAIN = __name__ == "__main__"
-# `gradio app.py` runs this file once more, in a thread of its own, after every change.
+# After every change, `gradio app.py` runs this file again, in a separate thread.
 IS_START = IS_MAIN and threading.current_thread() is threading.main_thread()
 
 
 def boot_with_start_script() -> None:
-    """Become start.sh. Through bash, since upload tools lose the run bit."""
-    os.environ["PYTHON"] = (
-        sys.executable
-    )  # the interpreter that a Space installed the requirements for
+    """Become start.sh: run by bash, since upload tools drop the executable bit."""
+    # A Space has installed the requirements for this interpreter.
+    os.environ["PYTHON"] = sys.executable
     os.execvp("bash", ["bash", str(HERE / "start.sh"), *sys.argv[1:]])
 
 
 if IS_START and requirements.missing([HERE / "requirements.txt"], besides=["vllm"]):
-    boot_with_start_script()  # it installs what is missing
+    boot_with_start_script()  # which installs what is missing
 
 from vllm_space import errors, settings  # noqa: E402
 from vllm_space.engine import preflight  # noqa: E402
@@ -46,7 +46,7 @@ except errors.SpaceError as error:
 from vllm_space.web import Web  # noqa: E402  (Gradio takes seconds to import)
 
 web = Web(config, without_gpu=no_gpu)
-demo = web.demo  # the name that Gradio's reloading looks for
+demo = web.demo  # the name that Gradio's hot reload looks for
 
 if IS_START:
     web.serve()
