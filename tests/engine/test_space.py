@@ -123,8 +123,8 @@ def test_sampling_parameters_are_applied(client):
         ({"max_tokens": 10**9}, "use at most 4096"),
         ({"max_tokens": -1}, "max_tokens=-1"),
         ({"model": "no-such-model"}, "no model 'no-such-model'"),
-        ({"history": [{"role": "king", "content": "x"}]}, "Each message of the history"),
-        ({"message": "word " * 5000}, "the model's context holds 2,048, the answer included"),
+        ({"history": [{"role": "king", "content": "x"}]}, "Each message in the history"),
+        ({"message": "word " * 5000}, "context length is 2,048, including the answer"),
     ],
 )
 def test_invalid_requests_are_explained(client, fields, message):
