@@ -306,7 +306,7 @@ def test_everything_runs_as_the_unprivileged_user(space):
 def test_without_a_gpu_the_frame_shows_what_to_do(start, frame):
     space = start()
     wait_for(
-        lambda: "There is no engine" in space.get("/healthz").text,
+        lambda: "No model is running" in space.get("/healthz").text,
         90,
         f"the page:\n{space.program.output}",
     )

@@ -203,7 +203,7 @@ def test_a_space_without_a_gpu_gets_a_page_and_no_crash_loop(start, zero_gpu):
         [sys.executable, str(ROOT / "app.py")], SPACE_ID="me/my-space", SPACES_ZERO_GPU=zero_gpu
     )
     wait_for(lambda: requests.get(f"{url}/healthz", timeout=5).status_code == 503, 60, "the page")
-    assert "There is no engine" in requests.get(f"{url}/healthz", timeout=5).json()["reason"]
+    assert "No model is running" in requests.get(f"{url}/healthz", timeout=5).json()["reason"]
     assert (
         "https://huggingface.co/spaces/me/my-space/settings"
         in requests.get(f"{url}/config", timeout=5).text

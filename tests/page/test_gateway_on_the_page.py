@@ -1,4 +1,4 @@
-"""The API gateway beside the page: cross-origin requests, a login, a stream. The rest: unit/test_gateway.py."""
+"""The API gateway together with the page: CORS, sign-in, streams. See also unit/test_gateway.py."""
 
 import time
 from collections.abc import Iterator
@@ -8,68 +8,68 @@ import requests
 
 from support.programs import API_KEY, KEY
 from support.scripted_engine import ScriptedEngine, chat_stream
-from vllm_space import gateway
+from vllm_space.gateway import ENDPOINTS
 
 CHAT = {"model": "scripted", "messages": [{"role": "user", "content": "Hi"}]}
+CHAT_PATH = "/v1/chat/completions"
+SITE = "https://site.example"
+CROSS_ORIGIN = {"Host": "owner-name.hf.space", "Origin": SITE}
 PREFLIGHT = {
-    "Origin": "https://site.example",
+    "Origin": SITE,
     "Access-Control-Request-Method": "POST",
     "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",
 }
-AT_A_SPACE = {"Host": "owner-name.hf.space", "Origin": "https://site.example"}
+ALLOW_ORIGIN = "Access-Control-Allow-Origin"
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[ScriptedEngine]:
     """An engine that answers everything with the same JSON."""
-    with ScriptedEngine(lambda path, body: (200, {"said": "hello"})).running() as engine:
+    with ScriptedEngine(lambda path, body: (200, {"text": "hello"})).running() as engine:
         yield engine
 
 
 def post(
-    url: str, path: str = "/v1/chat/completions", headers: dict | None = None, **options
+    url: str, path: str = CHAT_PATH, headers: dict | None = None, **options
 ) -> requests.Response:
-    return requests.post(
-        url + path, json=CHAT, headers=KEY | (headers or {}), timeout=20, **options
-    )
+    headers = KEY | (headers or {})
+    return requests.post(url + path, json=CHAT, headers=headers, timeout=20, **options)
 
 
-def test_scripts_of_other_sites_come_in_only_where_the_owner_says_so(page, engine):
-    shut = page(engine.url, API_KEYS=API_KEY)
-    open_ = page(engine.url, API_KEYS=API_KEY, API_CORS_ORIGINS="https://site.example")
-    for url, allowed in ((shut, None), (open_, "https://site.example")):
-        preflight = requests.options(
-            f"{url}/v1/chat/completions", headers=AT_A_SPACE | PREFLIGHT, timeout=5
-        )
+def test_cors_allows_only_listed_origins(page, engine):
+    default = page(engine.url, API_KEYS=API_KEY)
+    listed = page(engine.url, API_KEYS=API_KEY, API_CORS_ORIGINS=SITE)
+    for url, allowed in ((default, None), (listed, SITE)):
+        preflight = requests.options(url + CHAT_PATH, headers=CROSS_ORIGIN | PREFLIGHT, timeout=5)
         assert preflight.ok is bool(allowed)
-        answer = post(url, headers=AT_A_SPACE)
-        assert answer.json() == {"said": "hello"}
-        refused = requests.get(f"{url}/v1/models", headers=AT_A_SPACE, timeout=5)
-        for one in (preflight, answer, refused):
-            assert one.headers.get("Access-Control-Allow-Origin") == allowed
-            assert "Access-Control-Allow-Credentials" not in one.headers
+        answer = post(url, headers=CROSS_ORIGIN)
+        assert answer.json() == {"text": "hello"}
+        rejected = requests.get(f"{url}/v1/models", headers=CROSS_ORIGIN, timeout=5)
+        for response in (preflight, answer, rejected):
+            assert response.headers.get(ALLOW_ORIGIN) == allowed
+            assert "Access-Control-Allow-Credentials" not in response.headers
     assert "x-stainless-lang" in preflight.headers["Access-Control-Allow-Headers"]
-    other = AT_A_SPACE | {"Origin": "https://evil.example"}
-    assert "Access-Control-Allow-Origin" not in post(open_, headers=other).headers
-    foreign = requests.options(f"{open_}/v1/chat/completions", headers=PREFLIGHT | other, timeout=5)
-    assert "Access-Control-Allow-Origin" not in foreign.headers
+    other = CROSS_ORIGIN | {"Origin": "https://evil.example"}
+    assert ALLOW_ORIGIN not in post(listed, headers=other).headers
+    preflight = requests.options(listed + CHAT_PATH, headers=PREFLIGHT | other, timeout=5)
+    assert ALLOW_ORIGIN not in preflight.headers
 
 
-def test_a_login_guards_the_page_and_keys_guard_the_api(page, engine):
+def test_page_login_does_not_apply_to_api(page, engine):
     url = page(engine.url, API_KEYS=API_KEY, APP_USERNAME="alice", APP_PASSWORD="right")
-    engine.tokenize = lambda body: (200, {"said": "hello"})
-    for path, method in gateway.ALLOWED.items():
+    engine.tokenize = lambda body: (200, {"text": "hello"})
+    for path, method in ENDPOINTS.items():
         if method == "POST":
-            assert post(url, path).json() == {"said": "hello"}, path
+            assert post(url, path).json() == {"text": "hello"}, path
             assert requests.post(url + path, json=CHAT, timeout=5).status_code == 401, path
     assert requests.get(f"{url}/config", headers=KEY, timeout=5).status_code == 401
 
 
-def test_with_a_stream_open_the_page_still_answers(page):
+def test_open_stream_does_not_block_the_page(page):
     with ScriptedEngine(lambda path, body: chat_stream(*"ab", every=1)).running() as engine:
         url = page(engine.url, API_KEYS=API_KEY)
-        with post(url, stream=True) as answer:
-            next(answer.iter_content(10))
-            began = time.monotonic()
+        with post(url, stream=True) as response:
+            next(response.iter_content(10))
+            started_at = time.monotonic()
             assert requests.get(f"{url}/healthz", timeout=5).ok
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - started_at < 1

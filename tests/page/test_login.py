@@ -1,4 +1,4 @@
-"""The password login, in front of the page and of every Gradio endpoint, over real HTTP."""
+"""Password sign-in in front of the page and all of Gradio's endpoints, over HTTP."""
 
 import time
 
@@ -17,12 +17,21 @@ def engine():
 
 @pytest.fixture(scope="module")
 def url(shared_page, engine):
-    return shared_page(
-        engine.url, APP_USERNAME="alice", APP_PASSWORD="right", APP_USERS="bob:other:word"
+    logins = {"APP_USERNAME": "alice", "APP_PASSWORD": "right", "APP_USERS": "bob:other:word"}
+    return shared_page(engine.url, **logins)
+
+
+def sign_in(url: str, name: str, password: str, address: str = "") -> requests.Response:
+    # Clients can send any X-Forwarded-For; the platform's proxy appends the address it sees.
+    return requests.post(
+        f"{url}/login",
+        data={"username": name, "password": password},
+        headers={"X-Forwarded-For": f"1.2.3.4, {address}"} if address else {},
+        timeout=5,
     )
 
 
-def test_without_a_login_nothing_but_the_login_and_health_answers(url, engine):
+def test_only_login_and_health_are_public(url, engine):
     assert "password" in requests.get(url, timeout=5).text
     assert requests.get(f"{url}/healthz", timeout=5).status_code == 200
     for path in (
@@ -33,56 +42,38 @@ def test_without_a_login_nothing_but_the_login_and_health_answers(url, engine):
         "/login_check",
     ):
         assert requests.get(url + path, timeout=5).status_code == 401, path
-    join = {"data": ["Hi"], "fn_index": 0, "session_hash": "x"}
-    assert requests.post(f"{url}/gradio_api/queue/join", json=join, timeout=5).status_code == 401
-    assert (
-        requests.post(f"{url}/gradio_api/call/chat", json={"data": ["Hi"]}, timeout=5).status_code
-        == 401
-    )
+    event = {"data": ["Hi"], "fn_index": 0, "session_hash": "x"}
+    for path in ("/gradio_api/queue/join", "/gradio_api/call/chat"):
+        assert requests.post(url + path, json=event, timeout=5).status_code == 401, path
     assert engine.requests == []
 
 
-def test_the_right_password_opens_page_and_endpoints_and_a_wrong_one_does_not(url):
+def test_only_the_right_password_signs_in(url):
     for name, password in (("alice", "wrong"), ("bob", "right"), ("", ""), ("carol", "x")):
-        answer = requests.post(
-            f"{url}/login", data={"username": name, "password": password}, timeout=5
-        )
-        assert answer.status_code == 400, name
-        assert not answer.cookies
+        response = sign_in(url, name, password)
+        assert response.status_code == 400, name
+        assert not response.cookies
     for auth in (("alice", "right"), ("bob", "other:word")):
         client = gradio_client.Client(url, auth=auth, verbose=False)
         assert client.predict("Hi", api_name="/chat") == "Hello you"
 
 
-def test_a_forged_cookie_is_no_login(url):
+def test_forged_cookies_are_rejected(url):
     for cookie in ("alice", "ImFsaWNlIg.aaaa.bbbb", ""):
-        assert (
-            requests.get(
-                f"{url}/config", cookies={"vllm_space_login": cookie}, timeout=5
-            ).status_code
-            == 401
-        )
+        cookies = {"vllm_space_login": cookie}
+        response = requests.get(f"{url}/config", cookies=cookies, timeout=5)
+        assert response.status_code == 401
 
 
-def test_guessing_takes_longer_and_longer_and_does_not_shut_out_others(page, engine):
+def test_guessing_is_slowed_per_address(page, engine):
     url = page(engine.url, APP_USERNAME="alice", APP_PASSWORD="right", SPACE_ID="me/x")
-
-    def sign_in(password: str, came_from: str) -> requests.Response:
-        # The visitor may send any header; the platform's proxy appends the address it sees.
-        headers = {"X-Forwarded-For": f"1.2.3.4, {came_from}"}
-        return requests.post(
-            f"{url}/login",
-            data={"username": "alice", "password": password},
-            headers=headers,
-            timeout=5,
-        )
-
     guesser, owner = "9.9.9.9", "8.8.8.8"
-    assert [sign_in(f"guess {n}", guesser).status_code for n in range(5)] == [400] * 5
-    shut_out = sign_in("right", guesser)
-    assert shut_out.status_code == 429
-    assert 1 <= int(shut_out.headers["Retry-After"]) <= 2
-    assert sign_in("right", owner).status_code == 200
+    guesses = [sign_in(url, "alice", f"guess {number}", guesser) for number in range(5)]
+    assert [response.status_code for response in guesses] == [400] * 5
+    rejected = sign_in(url, "alice", "right", guesser)
+    assert rejected.status_code == 429
+    assert 1 <= int(rejected.headers["Retry-After"]) <= 2
+    assert sign_in(url, "alice", "right", owner).status_code == 200
     time.sleep(1.1)
-    assert sign_in("wrong again", guesser).status_code == 400
-    assert int(sign_in("right", guesser).headers["Retry-After"]) == 2
+    assert sign_in(url, "alice", "wrong again", guesser).status_code == 400
+    assert int(sign_in(url, "alice", "right", guesser).headers["Retry-After"]) == 2

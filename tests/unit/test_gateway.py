@@ -1,4 +1,4 @@
-"""gateway.py in front of scripted engines, over real sockets: keys, paths, limits, faults, several engines."""
+"""The API gateway in front of scripted engines: keys, paths, limits, failures, several engines."""
 
 import http.client
 import json
@@ -17,80 +17,82 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from support.programs import API_KEY, KEY, wait_for
-from support.scripted_engine import Cut, ScriptedEngine, chat_stream, event
-from vllm_space import gateway, health, settings
+from support.scripted_engine import Cut, ScriptedEngine, chat_event, chat_stream
+from vllm_space import health
 from vllm_space.catalog import Catalog
+from vllm_space.gateway import BODY_LIMIT, ENDPOINTS, Gateway
 from vllm_space.ingress import Ingress
+from vllm_space.settings import Settings
 
 CHAT = {"model": "scripted", "messages": [{"role": "user", "content": "Hi"}]}
 MESSAGES = CHAT | {"max_tokens": 5}
+CHAT_PATH = "/v1/chat/completions"
+DOWN = "http://127.0.0.1:9"
 
 
 @contextmanager
-def api(servers: str | dict[str, str], **variables: object) -> Iterator[str]:
-    """The API gateway alone, without the page, in front of running servers: its address."""
-    where = {"models": servers} if isinstance(servers, dict) else {"model_url": servers}
+def serving(servers: str | dict[str, str], **variables: object) -> Iterator[str]:
+    """Run the gateway without the page, in front of running servers; yields its URL."""
+    source = {"models": servers} if isinstance(servers, dict) else {"model_url": servers}
     variables = {"api_keys": "phone:key-of-the-tests,other-key"} | variables
-    config = settings.Settings(
-        _env_file=None, model_api_key="engine-key-marked", **where, **variables
-    )
+    config = Settings(_env_file=None, model_api_key="engine-key-marked", **source, **variables)
     catalog = Catalog.of(config)
-    the_gateway = gateway.Gateway(config, catalog)
-    parts = {"health": health.Health(config, catalog), "gateway": the_gateway, "development": False}
-    app = Starlette(
-        lifespan=lambda _: the_gateway.lifespan(), middleware=[Middleware(Ingress, **parts)]
+    gateway = Gateway(config, catalog)
+    ingress = Middleware(
+        Ingress, health=health.Health(config, catalog), gateway=gateway, development=False
     )
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        running = uvicorn.Server(
+    app = Starlette(lifespan=lambda _: gateway.lifespan(), middleware=[ingress])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(
             uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         )
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        wait_for(lambda: running.started, 10, "the gateway")
+        wait_for(lambda: server.started, 10, "the gateway")
         try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
-            running.should_exit = True
+            server.should_exit = True
             thread.join()
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[ScriptedEngine]:
     """An engine that answers everything with the same JSON."""
-    with ScriptedEngine(lambda path, body: (200, {"said": "hello"})).running() as engine:
+    with ScriptedEngine(lambda path, body: (200, {"text": "hello"})).running() as engine:
         yield engine
 
 
 @pytest.fixture(scope="module")
 def url(engine) -> Iterator[str]:
-    with api(engine.url) as url:
+    with serving(engine.url) as url:
         yield url
 
 
 @pytest.fixture(autouse=True)
-def nothing_asked_yet(engine):
+def forget_requests(engine):
     engine.asked.clear()
     engine.requests.clear()
 
 
 def post(
-    url: str, path: str = "/v1/chat/completions", body: object = CHAT, **options
+    url: str, path: str = CHAT_PATH, body: object = CHAT, headers: dict | None = None, **options
 ) -> requests.Response:
     data = body if isinstance(body, bytes) else json.dumps(body)
-    headers = KEY | {"Content-Type": "application/json"} | options.pop("headers", {})
+    headers = KEY | {"Content-Type": "application/json"} | (headers or {})
     return requests.post(url + path, data=data, headers=headers, timeout=20, **options)
 
 
-# -- keys ----------------------------------------------------------------------------------------------------
+# -- keys ----------------------------------------------------------------------------------
 
 
-def test_without_keys_the_api_is_closed_and_health_is_open(engine):
-    with api(engine.url, api_keys="") as url:
-        for path in [*gateway.ALLOWED, "/v1", "/v1/x"]:
-            answer = post(url, path)
-            assert answer.status_code == 404
-            assert "API_KEYS" in answer.json()["error"]["message"]
+def test_api_is_disabled_without_keys(engine):
+    with serving(engine.url, api_keys="") as url:
+        for path in [*ENDPOINTS, "/v1", "/v1/x"]:
+            response = post(url, path)
+            assert response.status_code == 404
+            assert "API_KEYS" in response.json()["error"]["message"]
         assert engine.asked == []
         assert requests.get(f"{url}/healthz", timeout=5).json() == {"status": "ok"}
 
@@ -114,36 +116,34 @@ def test_without_keys_the_api_is_closed_and_health_is_open(engine):
         ({"Cookie": "key-of-the-tests"}, 401),
     ],
 )
-def test_a_key_opens_and_nothing_else_does(url, engine, headers, status):
-    answer = requests.post(f"{url}/v1/chat/completions", json=CHAT, headers=headers, timeout=5)
-    assert answer.status_code == status
+def test_only_a_valid_key_is_accepted(url, engine, headers, status):
+    response = requests.post(url + CHAT_PATH, json=CHAT, headers=headers, timeout=5)
+    assert response.status_code == status
     assert len(engine.asked) == (status == 200)
     if status == 401:
-        assert answer.json()["error"]["code"] == "invalid_api_key"
+        assert response.json()["error"]["code"] == "invalid_api_key"
 
 
-def test_the_engine_gets_its_own_key_and_neither_the_clients_nor_its_cookies(url, engine):
-    post(
-        url,
-        headers={"Cookie": "session=marked", "X-API-Key": "marked", "X-Data-Parallel-Rank": "1"},
-    )
+def test_client_credentials_are_not_forwarded(url, engine):
+    private = {"Cookie": "session=marked", "X-API-Key": "marked", "X-Data-Parallel-Rank": "1"}
+    post(url, headers=private)
     _, headers, _ = engine.requests[0]
     assert headers["Authorization"] == "Bearer engine-key-marked"
     assert "marked" not in str(headers).replace("engine-key-marked", "")
     assert "X-Data-Parallel-Rank" not in headers
 
 
-def test_each_keys_requests_are_counted_and_its_name_is_in_the_log(engine, caplog):
+def test_requests_are_counted_by_key_name(engine, caplog):
     caplog.set_level("INFO")
-    config = settings.Settings(_env_file=None, model_url=engine.url, api_keys="phone:one,two")
-    assert gateway.Gateway(config, Catalog.of(config)).counts == {"phone": {}, "key 2": {}}
-    with api(engine.url) as url:
+    config = Settings(_env_file=None, model_url=engine.url, api_keys="phone:one,two")
+    assert Gateway(config, Catalog.of(config)).counts == {"phone": {}, "key 2": {}}
+    with serving(engine.url) as url:
         post(url)
     assert "POST /v1/chat/completions by phone" in caplog.text
     assert "key-of-the-tests" not in caplog.text
 
 
-# -- paths ---------------------------------------------------------------------------------------------------
+# -- paths ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_each_keys_requests_are_counted_and_its_name_is_in_the_log(engine, caplo
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
-def test_no_spelling_of_a_path_opens_anything(url, engine, method, target):
+def test_unlisted_paths_are_blocked(url, engine, method, target):
     host, port = url.removeprefix("http://").split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=5)
     connection._validate_path = lambda path: None
@@ -196,62 +196,69 @@ def test_no_spelling_of_a_path_opens_anything(url, engine, method, target):
     assert engine.asked == []
 
 
-@pytest.mark.parametrize("path", gateway.ALLOWED)
-def test_each_path_takes_its_one_method(url, engine, path):
-    for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "PROPFIND"):
-        if method != gateway.ALLOWED[path]:
-            answer = requests.request(method, url + path, headers=KEY, timeout=5)
-            assert answer.status_code == 405, method
-            assert answer.headers["Allow"] == gateway.ALLOWED[path]
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_each_path_accepts_one_method(url, engine, path):
+    for method in "GET POST PUT PATCH DELETE HEAD OPTIONS TRACE PROPFIND".split():
+        if method != ENDPOINTS[path]:
+            response = requests.request(method, url + path, headers=KEY, timeout=5)
+            assert response.status_code == 405, method
+            assert response.headers["Allow"] == ENDPOINTS[path]
     assert engine.asked == []
 
 
-# -- what passes ---------------------------------------------------------------------------------------------
+# -- relaying ------------------------------------------------------------------------------
 
 
-def test_request_and_answer_pass_byte_for_byte():
-    raw = '{ "model":"scripted" , "x": 1.0e0, "é": "\\u00e9\\ud83d\\ude00", "messages": [] }\n'.encode()
-    said = '{"b":1,  "a": "ü"}\n'
-    with ScriptedEngine(lambda path, body: (418, said)).running() as engine, api(engine.url) as url:
-        answer = post(url, "/v1/messages?beta=true", raw, headers={"X-Request-ID": "mine"})
-    assert (answer.status_code, answer.content) == (418, said.encode())
-    assert answer.headers["Content-Type"] == "text/plain"
-    path, headers, body = engine.requests[0]
+def test_bodies_pass_byte_for_byte():
+    sent = '{ "model":"scripted" , "x": 1.0e0, "é": "\\u00e9\\ud83d\\ude00", "y": [] }\n'.encode()
+    received = '{"b":1,  "a": "ü"}\n'
+    teapot = ScriptedEngine(lambda path, body: (418, received))
+    with teapot.running(), serving(teapot.url) as url:
+        response = post(url, "/v1/messages?beta=true", sent, {"X-Request-ID": "mine"})
+    assert (response.status_code, response.content) == (418, received.encode())
+    assert response.headers["Content-Type"] == "text/plain"
+    path, headers, body = teapot.requests[0]
     assert path == "/v1/messages?beta=true"
-    assert int(headers["Content-Length"]) == len(raw)
+    assert int(headers["Content-Length"]) == len(sent)
     assert headers["x-request-id"] == "mine"
-    assert body == json.loads(raw)
+    assert body == json.loads(sent)
 
 
-def test_a_stream_arrives_as_it_is_made():
+def test_stream_is_not_buffered():
     events, arrived = list(chat_stream(*"abcde")), threading.Semaphore(0)
 
     def script(path, body):
-        for made in events:
-            yield made
-            assert arrived.acquire(timeout=5)  # the next is made only when this one has arrived
+        for event in events:
+            yield event
+            assert arrived.acquire(timeout=5)  # send the next only when this one has arrived
 
     with (
         ScriptedEngine(script).running() as engine,
-        api(engine.url) as url,
-        post(url, stream=True) as answer,
+        serving(engine.url) as url,
+        post(url, stream=True) as response,
     ):
         lines = []
-        for line in filter(None, answer.iter_lines(chunk_size=1)):
+        for line in filter(None, response.iter_lines(chunk_size=1)):
             lines.append(line)
             arrived.release()
-    assert lines == [made.strip() for made in events]
+    assert lines == [event.strip() for event in events]
 
 
-def test_a_client_that_leaves_is_felt_by_the_engine_at_once():
+def test_disconnect_reaches_the_engine():
     endless = ScriptedEngine(lambda path, body: chat_stream(*["x"] * 500, every=0.01))
-    with endless.running(), api(endless.url) as url:
-        with post(url, stream=True) as answer:
-            next(answer.iter_content(10))
+    with endless.running(), serving(endless.url) as url:
+        with post(url, stream=True) as response:
+            next(response.iter_content(10))
         assert endless.left.wait(1)
 
 
-# -- limits --------------------------------------------------------------------------------------------------
+# -- limits --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def limited(engine) -> Iterator[str]:
+    with serving(engine.url, max_tokens_limit="100", max_tokens="10") as url:
+        yield url
 
 
 @pytest.mark.parametrize(
@@ -271,26 +278,18 @@ def test_a_client_that_leaves_is_felt_by_the_engine_at_once():
         b'{"m\\u0061x_tokens": 101}',
     ],
 )
-@pytest.mark.parametrize(
-    "path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"]
-)
-def test_nobody_gets_more_tokens_than_the_limit(engine, limited, path, body):
-    answer = post(limited, path, body)
-    assert answer.status_code == 400
-    assert "ask for at most 100" in answer.json()["error"]["message"]
+@pytest.mark.parametrize("path", [CHAT_PATH, "/v1/completions", "/v1/responses", "/v1/messages"])
+def test_max_tokens_limit_is_enforced(engine, limited, path, body):
+    response = post(limited, path, body)
+    assert response.status_code == 400
+    assert "at most 100" in response.json()["error"]["message"]
     assert engine.requests == []
-
-
-@pytest.fixture(scope="module")
-def limited(engine) -> Iterator[str]:
-    with api(engine.url, max_tokens_limit="100", max_tokens="10") as url:
-        yield url
 
 
 @pytest.mark.parametrize(
     "body", [b'{"max_tokens": 100}', b'{"max_tokens": null}', b'{"max_tokens": [200]}', b"{}"]
 )
-def test_what_is_within_the_limit_or_no_number_is_for_the_engine_to_judge(engine, limited, body):
+def test_other_max_tokens_are_forwarded(engine, limited, body):
     assert post(limited, body=body).status_code == 200
     assert len(engine.requests) == 1
 
@@ -307,147 +306,146 @@ def test_what_is_within_the_limit_or_no_number_is_for_the_engine_to_judge(engine
         b'"x"',
     ],
 )
-def test_what_cannot_be_read_is_not_passed_on(engine, url, body):
+def test_ambiguous_json_is_rejected(engine, url, body):
     assert post(url, body=body).status_code == 400
     assert engine.requests == []
 
 
-def test_a_body_that_is_too_large_is_refused_told_or_not(engine, url):
-    def pieces():
-        for _ in range(gateway.BODY_LIMIT // 2**20 + 1):
-            yield b"x" * 2**20
+def test_oversized_bodies_are_rejected(engine, url):
+    declared = http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
+    declared.putrequest("POST", "/v1/messages")
+    declared.putheader("X-API-Key", "other-key")
+    declared.putheader("Content-Length", str(BODY_LIMIT + 1))
+    declared.endheaders()
+    response = declared.getresponse()
+    assert response.status == 413
+    assert json.loads(response.read())["error"]["type"] == "request_too_large"
 
-    told = http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
-    told.putrequest("POST", "/v1/messages")
-    told.putheader("X-API-Key", "other-key")
-    told.putheader("Content-Length", str(gateway.BODY_LIMIT + 1))
-    told.endheaders()
-    answer = told.getresponse()
-    assert answer.status == 413
-    assert json.loads(answer.read())["error"]["type"] == "request_too_large"
-    assert (
-        requests.post(f"{url}/v1/responses", data=pieces(), headers=KEY, timeout=20).status_code
-        == 413
-    )
+    chunks = (b"x" * 2**20 for _ in range(BODY_LIMIT // 2**20 + 1))
+    chunked = requests.post(f"{url}/v1/responses", data=chunks, headers=KEY, timeout=20)
+    assert chunked.status_code == 413
     assert engine.asked == []
 
 
-def test_each_key_may_make_so_many_requests_a_minute(engine):
-    with api(engine.url, api_rate_limit="3") as url:
+def test_rate_limit_applies_per_key(engine):
+    with serving(engine.url, api_rate_limit="3") as url:
         assert [post(url).status_code for _ in range(5)] == [200, 200, 200, 429, 429]
-        refused = post(url)
-        assert 50 < int(refused.headers["Retry-After"]) <= 60
-        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        rejected = post(url)
+        assert 50 < int(rejected.headers["Retry-After"]) <= 60
+        assert rejected.json()["error"]["code"] == "rate_limit_exceeded"
         assert post(url, headers={"Authorization": "Bearer other-key"}).status_code == 200
-        client = anthropic.Anthropic(base_url=url, api_key="key-of-the-tests", max_retries=0)
-        with pytest.raises(anthropic.RateLimitError, match="3 requests a minute"):
+        client = anthropic.Anthropic(base_url=url, api_key=API_KEY, max_retries=0)
+        with pytest.raises(anthropic.RateLimitError, match="3 requests per minute"):
             client.messages.create(**MESSAGES)
     assert len(engine.requests) == 4
 
 
-# -- an engine that fails --------------------------------------------------------------------------------------
+# -- engine failures -----------------------------------------------------------------------
 
 
 def clients(url: str) -> tuple[openai.OpenAI, anthropic.Anthropic]:
-    key = API_KEY
     return (
-        openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0),
-        anthropic.Anthropic(base_url=url, api_key=key, max_retries=0),
+        openai.OpenAI(base_url=f"{url}/v1", api_key=API_KEY, max_retries=0),
+        anthropic.Anthropic(base_url=url, api_key=API_KEY, max_retries=0),
     )
 
 
+def wrong_key(path, body):
+    return 401, {"error": "bad key engine-key-marked"}
+
+
+def not_ready(path, body):
+    return 503, {"error": {"message": "loading"}}
+
+
+def silent(path, body):
+    time.sleep(2)
+    return 200, {}
+
+
 @pytest.mark.parametrize(
-    ("script", "status", "says"),
+    ("script", "status", "message"),
     [
-        pytest.param(
-            lambda p, b: (401, {"error": "bad key engine-key-marked"}),
-            502,
-            "MODEL_API_KEY",
-            id="wrong key",
-        ),
-        pytest.param(
-            lambda p, b: (503, {"error": {"message": "loading"}}), 503, "loading", id="not ready"
-        ),
-        pytest.param(lambda p, b: time.sleep(2) or (200, {}), 504, "REQUEST_TIMEOUT", id="silent"),
-        pytest.param(None, 503, "cannot be reached", id="down"),
+        (wrong_key, 502, "MODEL_API_KEY"),
+        (not_ready, 503, "loading"),
+        (silent, 504, "REQUEST_TIMEOUT"),
+        (None, 503, "cannot be reached"),
     ],
 )
-def test_an_engine_that_fails_is_a_json_error_that_tells_to_come_back(script, status, says):
+def test_failing_engine_is_a_json_error(script, status, message):
     failing = ScriptedEngine(script)
     with (
         failing.running(),
-        api(failing.url if script else "http://127.0.0.1:9", request_timeout=1) as url,
+        serving(failing.url if script else DOWN, request_timeout=1) as url,
     ):
-        for path in ("/v1/chat/completions", "/v1/messages"):
-            answer = post(url, path)
-            assert answer.status_code == status
-            assert answer.headers["Content-Type"] == "application/json"
-            assert answer.headers["Retry-After"] == "5"
-            assert says in answer.text
-            assert "marked" not in answer.text
-        chat, messages = clients(url)
-        with pytest.raises(openai.InternalServerError, match=says):
-            chat.chat.completions.create(**CHAT)
-        with pytest.raises(anthropic.InternalServerError, match=says):
-            messages.messages.create(**MESSAGES)
+        for path in (CHAT_PATH, "/v1/messages"):
+            response = post(url, path)
+            assert response.status_code == status
+            assert response.headers["Content-Type"] == "application/json"
+            assert response.headers["Retry-After"] == "5"
+            assert message in response.text
+            assert "marked" not in response.text
+        openai_client, anthropic_client = clients(url)
+        with pytest.raises(openai.InternalServerError, match=message):
+            openai_client.chat.completions.create(**CHAT)
+        with pytest.raises(anthropic.InternalServerError, match=message):
+            anthropic_client.messages.create(**MESSAGES)
 
 
 @pytest.mark.parametrize(
-    ("status", "becomes"), [(502, 503), (503, 503), (500, 502), (200, 502), (404, 502), (307, 502)]
+    ("status", "expected"), [(502, 503), (503, 503), (500, 502), (200, 502), (404, 502), (307, 502)]
 )
-def test_a_web_page_or_a_redirect_is_never_passed_on(status, becomes):
-    page = ScriptedEngine(
+def test_html_and_redirects_are_not_relayed(status, expected):
+    html = ScriptedEngine(
         lambda path, body: (status, "<html>nginx</html>"), text_type="text/html; charset=utf-8"
     )
-    with page.running(), api(page.url) as url:
-        answer = post(url, allow_redirects=False)
-    assert answer.status_code == becomes
-    assert answer.json()["error"]["message"].endswith(".")
-    assert "html" not in answer.text
+    with html.running(), serving(html.url) as url:
+        response = post(url, allow_redirects=False)
+    assert response.status_code == expected
+    assert response.json()["error"]["message"].endswith(".")
+    assert "html" not in response.text
 
 
-def test_the_right_class_of_error_is_raised(url):
-    chat, messages = clients(url)
+def test_clients_raise_the_right_error(url):
+    openai_client, anthropic_client = clients(url)
     with pytest.raises(openai.AuthenticationError):
-        chat.with_options(api_key="x").models.list()
+        openai_client.with_options(api_key="x").models.list()
     with pytest.raises(anthropic.AuthenticationError):
-        messages.with_options(api_key="x").messages.create(**MESSAGES)
+        anthropic_client.with_options(api_key="x").messages.create(**MESSAGES)
     with pytest.raises(openai.BadRequestError, match="at most 4096"):
-        chat.chat.completions.create(**CHAT, max_tokens=5000)
+        openai_client.chat.completions.create(**CHAT, max_tokens=5000)
     with pytest.raises(anthropic.BadRequestError, match="at most 4096"):
-        messages.messages.create(**MESSAGES | {"max_tokens": 5000})
+        anthropic_client.messages.create(**MESSAGES | {"max_tokens": 5000})
     with pytest.raises(openai.NotFoundError):
-        chat.files.list()
+        openai_client.files.list()
 
 
-def test_a_kept_connection_that_was_closing_is_no_failure():
+def test_stale_connection_is_retried():
     def script(path, body):
-        if len(closing.requests) == 2:
+        if len(engine.requests) == 2:
             raise Cut
-        return 200, {"request": len(closing.requests)}
+        return 200, {"request": len(engine.requests)}
 
-    closing = ScriptedEngine(script)
-    with closing.running(), api(closing.url) as url:
+    with ScriptedEngine(script).running() as engine, serving(engine.url) as url:
         assert [post(url).json()["request"] for _ in range(3)] == [1, 3, 4]
 
 
-def test_an_engine_that_hangs_up_on_every_request_is_down():
+def test_retries_end_after_three_tries():
     def script(path, body):
         raise Cut
 
-    rude = ScriptedEngine(script)
-    with rude.running(), api(rude.url) as url:
+    with ScriptedEngine(script).running() as engine, serving(engine.url) as url:
         assert post(url).status_code == 503
-    assert len(rude.requests) == 3
+    assert len(engine.requests) == 3
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
-def test_a_stream_that_breaks_off_says_so(path):
+@pytest.mark.parametrize("path", [CHAT_PATH, "/v1/messages"])
+def test_broken_stream_ends_with_an_error(path):
     def script(path, body):
-        yield event(choices=[{"index": 0, "delta": {"content": "partial"}, "finish_reason": None}])
+        yield chat_event(content="partial")
         raise Cut
 
-    with ScriptedEngine(script).running() as engine, api(engine.url) as url:
+    with ScriptedEngine(script).running() as engine, serving(engine.url) as url:
         events = post(url, path).text.split("\n\n")
     assert "partial" in events[0]
     assert "cut off" in events[1]
@@ -455,84 +453,75 @@ def test_a_stream_that_breaks_off_says_so(path):
     assert events[2:] == [""]
 
 
-def test_a_stream_that_breaks_off_within_an_event_ends_the_connection():
+def test_break_within_an_event_disconnects():
     def script(path, body):
         yield b'data: {"choices": [{"del'
         raise Cut
 
-    breaking = ScriptedEngine(script)
     with (
-        breaking.running(),
-        api(breaking.url) as url,
+        ScriptedEngine(script).running() as engine,
+        serving(engine.url) as url,
         pytest.raises(requests.exceptions.ChunkedEncodingError),
     ):
         post(url)
 
 
-def test_the_legacy_server_has_no_openai_api():
-    def script(path, body):
-        return 404, {"detail": "Not Found"}
-
-    with (
-        ScriptedEngine(script, models=None).running() as engine,
-        api(f"{engine.url}/generate") as url,
-    ):
-        answer = post(url)
-    assert answer.status_code == 404
-    assert answer.json()["error"]["code"] == "legacy_server"
+def test_legacy_server_has_no_openai_api():
+    legacy = ScriptedEngine(lambda path, body: (404, {"detail": "Not Found"}), models=None)
+    with legacy.running(), serving(f"{legacy.url}/generate") as url:
+        response = post(url)
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "legacy_server"
 
 
-def test_without_an_engine_that_is_what_it_says():
-    with api({}) as url:
-        for path, method in gateway.ALLOWED.items():
-            answer = requests.request(method, url + path, headers=KEY, json=CHAT, timeout=5)
-            assert answer.status_code == 503, path
-            assert "There is no engine" in answer.text
-        assert "There is no engine" in requests.get(f"{url}/healthz", timeout=5).json()["reason"]
+def test_missing_engine_is_reported():
+    with serving({}) as url:
+        for path, method in ENDPOINTS.items():
+            response = requests.request(method, url + path, headers=KEY, json=CHAT, timeout=5)
+            assert response.status_code == 503, path
+            assert "No model is running" in response.text
+        assert "No model is running" in requests.get(f"{url}/healthz", timeout=5).json()["reason"]
 
 
-# -- health --------------------------------------------------------------------------------------------------
+# -- health --------------------------------------------------------------------------------
 
 
-def test_however_many_ask_for_health_the_engine_is_asked_once_a_second(url, engine):
-    time.sleep(health.FRESH)
+def test_health_checks_are_cached(url, engine):
+    time.sleep(health.MAX_AGE)
     engine.asked.clear()
-    began = time.monotonic()
+    started_at = time.monotonic()
     for _ in range(100):
         assert requests.get(f"{url}/healthz", timeout=5).status_code == 200
-    assert len(engine.asked) <= 1 + (time.monotonic() - began) / health.FRESH
+    assert len(engine.asked) <= 1 + (time.monotonic() - started_at) / health.MAX_AGE
 
 
-def test_health_is_503_with_the_reason_when_no_engine_answers():
-    with api({"a": "http://127.0.0.1:9", "b": "http://127.0.0.1:9"}) as url:
-        answer = requests.get(f"{url}/healthz", timeout=5)
-    assert answer.status_code == 503
-    assert "cannot be reached" in answer.json()["reason"]
+def test_health_is_503_when_all_are_down():
+    with serving({"a": DOWN, "b": DOWN}) as url:
+        response = requests.get(f"{url}/healthz", timeout=5)
+    assert response.status_code == 503
+    assert "cannot be reached" in response.json()["reason"]
 
 
-# -- several engines -------------------------------------------------------------------------------------------
+# -- several engines -----------------------------------------------------------------------
 
 
-def naming(name: str):
-    """An engine that says its own name and the model it was asked for."""
-    return lambda path, body: (200, {"engine": name, "model": body.get("model")})
+def named_engine(name: str, models: list[str] | None) -> ScriptedEngine:
+    """An engine that answers with its own name and the requested model."""
+    return ScriptedEngine(
+        lambda path, body: (200, {"engine": name, "model": body.get("model")}), models=models
+    )
 
 
-def test_each_request_goes_to_the_engine_that_has_its_model():
-    one = ScriptedEngine(naming("one"), models=["big", "shared"])
-    two = ScriptedEngine(naming("two"), models=["small", "shared"])
-    old = ScriptedEngine(naming("old"), models=None)
+def test_requests_are_routed_by_model():
+    one = named_engine("one", ["big", "shared"])
+    two = named_engine("two", ["small", "shared"])
+    old = named_engine("old", None)
     with one.running(), two.running(), old.running(), ExitStack() as stack:
-        url = stack.enter_context(
-            api({"fast": one.url, "slow": f"{two.url}/v1", "old": f"{old.url}/generate"})
-        )
-        listed = requests.get(f"{url}/v1/models", headers=KEY, timeout=5).json()
-        assert [model["id"] for model in listed["data"]] == [
-            "big",
-            "shared (fast)",
-            "small",
-            "shared (slow)",
-        ]
+        servers = {"fast": one.url, "slow": f"{two.url}/v1", "old": f"{old.url}/generate"}
+        url = stack.enter_context(serving(servers))
+        models = requests.get(f"{url}/v1/models", headers=KEY, timeout=5).json()["data"]
+        ids = [model["id"] for model in models]
+        assert ids == ["big", "shared (fast)", "small", "shared (slow)"]
 
         def ask(model: str | None) -> dict:
             return post(url, body=CHAT | {"model": model}).json()
@@ -549,12 +538,12 @@ def test_each_request_goes_to_the_engine_that_has_its_model():
     assert old.requests == []
 
 
-def test_one_engine_down_leaves_the_others_and_its_models_are_to_come_back():
-    up = ScriptedEngine(naming("up"), models=["up"])
-    with up.running(), api({"up": up.url, "off": "http://127.0.0.1:9"}) as url:
+def test_one_engine_down_spares_the_others():
+    up = named_engine("up", ["up"])
+    with up.running(), serving({"up": up.url, "off": DOWN}) as url:
         assert post(url, body=CHAT | {"model": "up"}).json()["engine"] == "up"
-        gone = post(url, body=CHAT | {"model": "gone"})
-        assert gone.status_code == 503
-        assert gone.headers["Retry-After"]
-        assert "off" in gone.json()["error"]["message"]
+        missing = post(url, body=CHAT | {"model": "gone"})
+        assert missing.status_code == 503
+        assert missing.headers["Retry-After"]
+        assert "off" in missing.json()["error"]["message"]
         assert requests.get(f"{url}/healthz", timeout=5).status_code == 200
