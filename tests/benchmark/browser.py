@@ -83,14 +83,22 @@ class Visitor:
     async def _run(self, dependency: dict[str, Any]) -> None:
         if dependency["backend_fn"]:
             await self._call(dependency)
-        else:  # the page's own JavaScript, which at most passes values on
-            for source, target in zip(dependency["inputs"], dependency["outputs"], strict=False):
-                self.values[target] = self.values[source]
+        elif dependency is self.enter:
+            self._send()
         for following in self.dependencies:
             if following.get("trigger_after") != dependency["id"]:
                 continue
             if not following.get("trigger_only_on_failure"):
                 await self._run(following)
+
+    def _send(self) -> None:
+        """Do what `send` in our page.js does. Nothing else there changes what the server gets."""
+        message = self.values[self.textbox]
+        sent, chatbot, _ = self.enter["outputs"]
+        text = {"type": "text", "text": message["text"]}
+        question = {"role": "user", "content": [text], "metadata": None, "options": None}
+        self.values[sent] = message
+        self.values[chatbot] = [*(self.values[chatbot] or []), question]
 
     async def _call(self, dependency: dict[str, Any]) -> None:
         inputs = dependency["inputs"]
@@ -160,7 +168,7 @@ class Visitor:
 
 
 def _apply(edits: list[list[Any]], output: Any) -> Any:
-    """Apply one of Gradio's diffs, a list of [action, path, value]. Nested values change in place."""
+    """Apply one of Gradio's diffs, a list of [action, path, value], in place where it can."""
     for action, path, value in edits:
         if not path:
             output = output + value if action == "append" else value

@@ -24,15 +24,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from operator import truediv
 from pathlib import Path
 from statistics import median
 from urllib.parse import urlsplit
 
 import psutil
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from support.programs import API_KEY, START, Program, free_port
+
+HERE = Path(__file__).resolve().parent
 
 TOKENS = (64, 192)  # fewest and most tokens of an answer
 TURNS = {1: 12, 32: 6}  # streams -> turns of each side
@@ -129,8 +131,7 @@ async def measure(name: str, direct: Side, gateway: Side, scripted: bool = False
                 await side.turn(streams, number, scripted)
         first = [median(side.first_chunk) * 1000 for side in sides]
         speed = [median(side.tokens_per_second) for side in sides]
-        turn_pairs = zip(gateway.tokens_per_second, direct.tokens_per_second, strict=True)
-        ratio = median(through_gateway / straight for through_gateway, straight in turn_pairs)
+        ratio = median(map(truediv, gateway.tokens_per_second, direct.tokens_per_second))
         print(
             f"| {name} | {streams} "
             f"| {first[0]:.1f} ms | {first[1]:.1f} ms | {first[1] - first[0]:+.1f} ms "
