@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FrameLocator, Locator, Page, expect
 
+QUESTION = "#chatbot [data-testid=user]"
 ANSWER = "#chatbot [data-testid=bot]:not(:has(small))"  # <small> are the numbers
 NUMBERS = "#chatbot small"
+STOP = "#message .stop-button"
+
+
+def message_box(page: Page | FrameLocator) -> Locator:
+    return page.get_by_placeholder("Type a message")
 
 
 def ask(page: Page, text: str) -> None:
@@ -13,6 +19,17 @@ def ask(page: Page, text: str) -> None:
 
     The Stop button says so; the numbers below an answer appear a few milliseconds too early.
     """
-    page.get_by_placeholder("Type a message").fill(text)
-    expect(page.locator("#message .stop-button")).to_have_count(0)
+    message_box(page).fill(text)
+    expect(page.locator(STOP)).to_have_count(0)
     page.keyboard.press("Enter")
+
+
+def open_tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def sign_in(page: Page | FrameLocator, name: str, password: str) -> None:
+    """Fill in the login page."""
+    page.get_by_label("User name").fill(name)
+    page.get_by_label("Password").fill(password)
+    page.get_by_role("button", name="Sign in", exact=True).click()
