@@ -16,6 +16,7 @@ from support.long_stream import LongStream
 from support.programs import (
     API_KEY,
     DEMO_MODEL,
+    KEY,
     MODEL,
     Program,
     active_requests,
@@ -76,5 +77,6 @@ def test_router_survives_a_dead_replica(program, page):
     assert STREAMS / 4 < complete < STREAMS  # those of the other replica
     for _ in range(4):  # each replica's turn, twice
         check_all_is_well()
-    assert [model.id for model in client.models.list()] == [MODEL]
+    models_url = f"{url}/v1/models"  # fails until the router has noticed
+    wait_for(lambda: requests.get(models_url, headers=KEY, timeout=5).ok, 60, "the models")
     assert client.responses.create(model=MODEL, input=QUESTION, temperature=0).output_text == answer

@@ -12,14 +12,16 @@ from support.programs import API_KEY, KEY
 from support.scripted_engine import ScriptedEngine
 
 
-def generate(path: str, body: dict):
-    """Lines with the prompt and the whole text so far."""
-    for text in ("Hel", "Hello"):
-        yield json.dumps({"text": [body["prompt"] + text]}).encode() + b"\n"
+def script(path: str, body: dict):
+    if path != "/generate":
+        return 404, {"detail": "Not Found"}
+    # Each line has the prompt and the whole text so far.
+    texts = [body["prompt"] + text for text in ("Hel", "Hello")]
+    return (json.dumps({"text": [text]}).encode() + b"\n" for text in texts)
 
 
 def test_legacy_server_serves_the_endpoints(page):
-    with ScriptedEngine(generate, models=None).running() as engine:
+    with ScriptedEngine(script, models=None).running() as engine:
         url = page(f"{engine.url}/generate", API_KEYS=API_KEY)
         client = gradio_client.Client(url, verbose=False)
         assert client.predict("Say: ", api_name="/complete") == "Hello"
