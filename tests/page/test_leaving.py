@@ -1,6 +1,6 @@
 """A visitor who stops an answer or leaves before its first token frees the engine: one, and 64 at once.
 
-On a scripted engine, because the real one's first token comes too soon. The rest: engine/test_leaving_in_mid_answer.py.
+On a scripted engine, because the real one's first token comes too soon. The rest: engine/test_stopping.py.
 """
 
 import asyncio
