@@ -124,7 +124,7 @@ def test_only_a_valid_key_is_accepted(url, engine, headers, status):
         assert response.json()["error"]["code"] == "invalid_api_key"
 
 
-def test_client_credentials_are_not_forwarded(url, engine):
+def test_client_secrets_are_not_forwarded(url, engine):
     private = {"Cookie": "session=marked", "X-API-Key": "marked", "X-Data-Parallel-Rank": "1"}
     post(url, headers=private)
     _, headers, _ = engine.requests[0]
