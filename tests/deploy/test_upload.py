@@ -22,6 +22,7 @@ TOP = [
     ".github/workflows/deploy.yml",
     ".github/workflows/test.yml",
     ".gitignore",
+    "CHANGELOG.md",
     "LICENSE",
     "README.md",
     "app.py",
