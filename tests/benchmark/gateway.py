@@ -158,7 +158,7 @@ def prioritize_client() -> None:
 
 def engine_key(space: Program) -> str:
     """The key that ./start.sh generated for its engine."""
-    for process in space.family():
+    for process in space.processes():
         if any("app.py" in argument for argument in process.cmdline()):
             return process.environ()["MODEL_API_KEY"]
     raise RuntimeError("app.py is not running")

@@ -54,7 +54,7 @@ def test_an_interrupted_install_ends_at_once_and_the_next_start_finishes_it(
     }
     first = program(["bash", str(tmp_path / "set-up.sh")], **env)
     assert index.asked.wait(60), first.output
-    family = first.family()
+    family = first.processes()
     first.process.terminate()
     assert first.process.wait(10) == 143
     wait_for(lambda: not alive(family), 5, "pip's end")

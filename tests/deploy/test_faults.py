@@ -4,10 +4,10 @@ engine/test_deaths.py has an engine that dies; page/test_request_faults.py has r
 """
 
 import sys
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from support.http_server import QuietHandler, serving
 from support.programs import ROOT, STAND_IN_ENGINE, START, free_port, wait_for
 from support.scripted_hub import hub, model
 
@@ -25,9 +25,7 @@ pytestmark = (
         pytest.param(
             {"TEMPERATURE": "hot"}, "TEMPERATURE=hot is invalid", id="a word for a number"
         ),
-        pytest.param(
-            {"MAX_TOKENS": "-1"}, "MAX_TOKENS=-1 is invalid", id="a number out of bounds"
-        ),
+        pytest.param({"MAX_TOKENS": "-1"}, "MAX_TOKENS=-1 is invalid", id="a number out of bounds"),
         pytest.param(
             {"MAX_TOKENS": "9999"}, "more than MAX_TOKENS_LIMIT=4096", id="more than the limit"
         ),
@@ -59,7 +57,9 @@ pytestmark = (
 def test_settings_that_cannot_work_end_the_start_with_code_2(program, tmp_path, env, says):
     port = str(free_port())
     env = {name: value.replace("{port}", port) for name, value in env.items()}
-    code, lines = program([*START, "--port", port], TMPDIR=str(tmp_path), **env).ended(tmp_path)
+    code, lines = program([*START, "--port", port], TMPDIR=str(tmp_path), **env).wait_for_exit(
+        tmp_path
+    )
     assert code == 2
     assert any(says in line for line in lines), lines
     assert "marked" not in "".join(lines)
@@ -75,13 +75,13 @@ def test_settings_that_cannot_work_end_the_start_with_code_2(program, tmp_path, 
 def test_a_taken_port_ends_the_start_before_anything_is_booted(
     program, tmp_path, command, which, names
 ):
-    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as other:
+    with serving(QuietHandler) as other:
         taken = str(other.server_port)
         port, engine_port = (
             (taken, str(free_port())) if which == "--port" else (str(free_port()), taken)
         )
         running = program([*command, "--port", port], TMPDIR=str(tmp_path), ENGINE_PORT=engine_port)
-        code, lines = running.ended(tmp_path)
+        code, lines = running.wait_for_exit(tmp_path)
     assert code == 1
     assert lines[-1].startswith(f"ERROR: Port {taken} on 127.0.0.1 cannot be used")
     assert f"set {names} to a free one" in lines[-1]
@@ -136,7 +136,7 @@ def test_what_the_hub_says_ends_the_start_before_vllm_is_imported(
     env = {"MODEL_ID": "org/name", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")} | env
     with hub(*models) as address:
         env |= {"HF_ENDPOINT": address, "TMPDIR": str(tmp_path), "ENGINE_PORT": str(free_port())}
-        code, lines = program([*START, "--port", str(free_port())], **env).ended(tmp_path)
+        code, lines = program([*START, "--port", str(free_port())], **env).wait_for_exit(tmp_path)
     assert code == 1
     for words in says:
         assert words in lines[-1]
@@ -147,9 +147,9 @@ def test_what_the_hub_says_ends_the_start_before_vllm_is_imported(
 
 
 def test_a_start_without_a_folder_for_its_log_says_so(program, tmp_path):
-    code, lines = program(START, TMPDIR=str(tmp_path / "nowhere")).ended(tmp_path)
+    code, lines = program(START, TMPDIR=str(tmp_path / "nowhere")).wait_for_exit(tmp_path)
     assert code == 1
-    assert lines[-1] == "ERROR: Set TMPDIR to a folder that can be written to."
+    assert lines[-1] == "ERROR: Set TMPDIR to a writable folder."
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_another_users_read_only_checkout_in_a_path_with_spaces(start, checkout)
     url = f"http://127.0.0.1:{port}"
     running.wait_until_up(url, 90)
     assert gradio_client.Client(url, verbose=False).predict("Hi", api_name="/chat") == "Hello"
-    running.check_clean_end()
+    running.check_sigterm()
     assert sorted(checkout.rglob("*")) == before
 
 

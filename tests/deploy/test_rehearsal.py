@@ -189,14 +189,14 @@ def space(start, app) -> Rehearsal:
     )
     running.program.wait_until_up(f"http://127.0.0.1:{port_of(running)}")
     yield running
-    running.program.check_clean_end()
+    running.program.check_sigterm()
     assert contents(app) == before  # an upload would carry what a run leaves there
 
 
 def port_of(running: Rehearsal) -> int:
     listening = [
         one.laddr
-        for process in running.program.family()
+        for process in running.program.processes()
         for one in process.net_connections("tcp")
         if one.status == "LISTEN" and one.laddr.ip == "0.0.0.0"
     ]
@@ -299,8 +299,8 @@ def test_gradios_client_signs_in_and_asks(space):
 
 
 def test_everything_runs_as_the_unprivileged_user(space):
-    assert {process.uids().real for process in space.program.family()} == {UID}
-    assert len(space.program.family()) >= 4
+    assert {process.uids().real for process in space.program.processes()} == {UID}
+    assert len(space.program.processes()) >= 4
 
 
 def test_without_a_gpu_the_frame_shows_what_to_do(start, frame):

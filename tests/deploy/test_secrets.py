@@ -104,7 +104,7 @@ def test_a_start_with_marked_secrets_leaves_the_marks_nowhere(marked, tmp_path):
         if where.startswith("visitor handler") and "the token is ***" in text
     ]
     assert shown, "the engine's log is shown to who knows a password, masked"
-    family = running.family()
+    family = running.processes()
     engine_key = next(
         env["VLLM_API_KEY"] for env in map(environment, family) if "VLLM_API_KEY" in env
     )
@@ -127,7 +127,7 @@ def test_a_start_with_marked_secrets_leaves_the_marks_nowhere(marked, tmp_path):
     for file in tmp_path.rglob("*"):  # the engine's log among them
         if file.is_file():
             assert not marks.search(file.read_text(errors="replace")), file
-    running.check_clean_end()
+    running.check_sigterm()
     assert not marks.search(running.output)
 
 

@@ -99,7 +99,7 @@ def test_python_app_py_alone_serves_through_start_sh(start):
     running, url = start([sys.executable, str(ROOT / "app.py")])
     running.wait_until_up(url, 60)
     assert gradio_client.Client(url, verbose=False).predict("Hi", api_name="/chat") == "Hello"
-    assert any("start.sh" in " ".join(one.cmdline()) for one in running.family())
+    assert any("start.sh" in " ".join(one.cmdline()) for one in running.processes())
 
 
 def test_it_runs_from_any_folder_in_a_path_with_spaces_read_only(start, tmp_path):
@@ -127,7 +127,7 @@ def test_a_signal_leaves_no_process_and_no_port_within_10_s(start, phase, number
         wait_for(lambda: "vLLM is" in running.output, 30, "the engine's start")
     else:
         running.wait_until_up(url, 60)
-    family = running.family()
+    family = running.processes()
     assert len(family) >= 4
     running.process.send_signal(number)
     assert running.process.wait(10) == 128 + number
@@ -140,7 +140,7 @@ def test_kill_9_of_any_part_leaves_nothing_of_the_rest(start, tmp_path):
     for part in ("start.sh", "vllm_space.engine", "app.py"):
         running, url = start(TMPDIR=str(tmp_path))  # a killed start.sh cannot remove its folder
         running.wait_until_up(url, 60)
-        family = running.family()
+        family = running.processes()
         next(one for one in family if any(part in word for word in one.cmdline())).kill()
         wait_for(lambda family=family: not alive(family), 12, f"the end after kill -9 of {part}")
 
@@ -149,7 +149,7 @@ def test_an_engine_that_dies_is_restarted_and_the_page_goes_on(start):
     running, url = start()
     running.wait_until_up(url, 60)
     client = gradio_client.Client(url, verbose=False)
-    next(one for one in running.family() if STAND_IN in one.cmdline()).kill()
+    running.part(STAND_IN).kill()
     wait_for(lambda: requests.get(f"{url}/healthz", timeout=5).status_code == 503, 10, "503")
     wait_for(lambda: requests.get(f"{url}/healthz", timeout=5).ok, 30, "the restart")
     assert client.predict("Hi", api_name="/chat") == "Hello"
@@ -181,7 +181,7 @@ def test_an_engine_that_hangs_counts_as_dead(tmp_path, monkeypatch):
 def test_too_many_deaths_end_it_with_the_cause(start):
     running, url = start(MAX_RESTARTS="0")
     running.wait_until_up(url, 60)
-    next(one for one in running.family() if STAND_IN in one.cmdline()).kill()
+    running.part(STAND_IN).kill()
     assert running.process.wait(30) == 1
     assert (
         "ERROR: vLLM died 1 times in a row; the last time: the system killed it" in running.output
@@ -208,4 +208,4 @@ def test_a_space_without_a_gpu_gets_a_page_and_no_crash_loop(start, zero_gpu):
         "https://huggingface.co/spaces/me/my-space/settings"
         in requests.get(f"{url}/config", timeout=5).text
     )
-    assert not any(STAND_IN in one.cmdline() for one in running.family())
+    assert not any(STAND_IN in one.cmdline() for one in running.processes())

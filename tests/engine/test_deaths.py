@@ -175,7 +175,7 @@ def dying(program, folder: Path, words: str, code: int = 1) -> tuple[int, list[s
     run_dir.mkdir()
     env = STAND_IN_ENGINE | {"SCRIPT": "die", "LAST_WORDS": words, "EXIT": str(code)}
     env |= {"ENGINE_RUN_DIR": str(run_dir), "ENGINE_PORT": str(free_port()), "TMPDIR": str(folder)}
-    result = program([sys.executable, "-m", "vllm_space.engine"], **env).ended(folder)
+    result = program([sys.executable, "-m", "vllm_space.engine"], **env).wait_for_exit(folder)
     assert json.loads((run_dir / "status.json").read_text())["state"] == "failed"
     return result
 

@@ -65,7 +65,7 @@ def test_router_survives_a_dead_replica(program, page):
     wait_for(lambda: requests.get(f"{router}/health", timeout=5).ok, 60, "both replicas")
     streams = [LongStream(url, QUESTION) for _ in range(STREAMS)]
     wait_for(lambda: active_requests(first) > 1, 60, "streams of the doomed replica")
-    for process in doomed.family():
+    for process in doomed.processes():
         process.kill()
 
     check_all_is_well()  # while the router may not know yet

@@ -150,7 +150,7 @@ def test_engine_needs_its_key_on_loopback(space):
     engine_port = int(space.engine_url.rsplit(":", 1)[1])
     addresses = {
         connection.laddr.ip
-        for process in space.program.family()
+        for process in space.program.processes()
         for connection in process.net_connections(kind="tcp")
         if connection.status == "LISTEN" and connection.laddr.port == engine_port
     }
@@ -158,7 +158,7 @@ def test_engine_needs_its_key_on_loopback(space):
 
 
 def test_secrets_stay_out_of_commands_and_log(space):
-    for process in space.program.family():
+    for process in space.program.processes():
         assert space.engine_key not in " ".join(process.cmdline())
     assert space.engine_key not in space.program.output
     assert os.environ.get("HF_TOKEN", "no token") not in space.program.output
@@ -178,4 +178,4 @@ def test_v1_needs_a_key_and_healthz_none(space):
 def test_sigterm_during_boot_leaves_nothing(space, program, phase):
     running = program([*START, "--port", str(free_port())], ENGINE_PORT=str(free_port()))
     wait_for(lambda: f"vLLM is {phase}" in running.output, 120, phase)
-    running.check_clean_end()
+    running.check_sigterm()

@@ -110,7 +110,7 @@ class Program:
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def family(self) -> list[psutil.Process]:
+    def processes(self) -> list[psutil.Process]:
         """The process and its descendants that are still running."""
         try:
             top = psutil.Process(self.process.pid)
@@ -122,7 +122,7 @@ class Program:
         """The first of its processes that has `word` in its command line."""
         return next(
             process
-            for process in self.family()
+            for process in self.processes()
             if any(word in argument for argument in process.cmdline())
         )
 
@@ -138,21 +138,21 @@ class Program:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.output}") from None
 
-    def check_clean_end(self) -> None:
+    def check_sigterm(self) -> None:
         """Check that SIGTERM ends it and all its descendants."""
-        family = self.family()
+        processes = self.processes()
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(30) == 128 + signal.SIGTERM
-        assert alive(family) == []
+        assert alive(processes) == []
 
-    def ended(self, folder: Path, seconds: float = 60) -> tuple[int, list[str]]:
+    def wait_for_exit(self, folder: Path, seconds: float = 60) -> tuple[int, list[str]]:
         """Wait until it exits: (exit code, ERROR lines).
 
         Checks that it leaves no process and nothing in its TMPDIR, `folder`.
         """
-        family = self.family()
+        processes = self.processes()
         code = self.process.wait(seconds)
-        assert alive(family) == []
+        assert alive(processes) == []
         assert list(folder.glob("vllm-space.*")) == []
         own_lines = re.sub(r"^ {4}.*$", "", self.output, flags=re.MULTILINE)  # not the engine's
         assert "Traceback" not in own_lines
@@ -160,12 +160,12 @@ class Program:
 
     def stop(self) -> None:
         """End it and everything it started, by force if need be."""
-        family = self.family()
+        processes = self.processes()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(15)
-        for process in family:
+        for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         with contextlib.suppress(ProcessLookupError):
@@ -199,6 +199,6 @@ def booted_space(log: Path, **env: str) -> Iterator[Space]:
         program.wait_until_up(url)
         key = program.part("app.py").environ()["MODEL_API_KEY"]
         yield Space(url, f"http://127.0.0.1:{engine_port}", key, program)
-        program.check_clean_end()
+        program.check_sigterm()
     finally:
         program.stop()
