@@ -12,7 +12,7 @@ import pytest
 import requests
 from playwright.sync_api import Locator, Page, expect
 
-from support.chromium import ANSWER, NUMBERS, ask
+from support.chromium import ANSWER, NUMBERS, ask, open_tab
 from support.programs import API_KEY, MODEL, booted_space, wait_for
 from vllm_space.page import snippets
 
@@ -63,7 +63,7 @@ def test_chat_tab_streams_and_continues(space, visit):
 
 def test_completion_tab_continues_the_text(space, visit):
     tab = visit(space.url)
-    tab.get_by_role("tab", name="Completion").click()
+    open_tab(tab, "Completion")
     text = tab.locator("#text textarea")
     text.fill("This Space")
     tab.get_by_role("button", name="Complete").click()
@@ -73,7 +73,7 @@ def test_completion_tab_continues_the_text(space, visit):
 
 def test_compare_tab_fills_both_columns(space, visit):
     tab = visit(space.url)
-    tab.get_by_role("tab", name="Compare").click()
+    open_tab(tab, "Compare")
     set_sampling(tab, Temperature="0")
     tab.get_by_placeholder("One prompt").fill(QUESTION)
     tab.keyboard.press("Enter")
@@ -84,7 +84,7 @@ def test_compare_tab_fills_both_columns(space, visit):
 
 def test_status_tab_plots_the_generation(space, visit):
     tab = visit(space.url)
-    tab.get_by_role("tab", name="Status").click()
+    open_tab(tab, "Status")
     for fact in (
         "Engine: ready since",
         "Restarts:",
@@ -120,9 +120,9 @@ def programs(space, chromium) -> dict[str, str]:
     texts = {}
     tab = chromium.new_page()
     tab.goto(space.url)
-    tab.get_by_role("tab", name="API", exact=True).click()
+    open_tab(tab, "API")
     for title in snippets.ALL:
-        tab.get_by_role("tab", name=title, exact=True).click()
+        open_tab(tab, title)
         program = tab.locator(".snippet").locator("visible=true")
         expect(program).to_contain_text(space.url)
         lines = program.locator(".cm-line").all_inner_texts()
@@ -157,7 +157,7 @@ def test_programs_in_the_api_tab_run(programs, title, tmp_path, request):
 
 
 @pytest.mark.vllm
-def test_reasoning_is_folded_above_the_answer(tmp_path, visit):
+def test_reasoning_is_shown_apart(tmp_path, visit):
     reasoning = """--default-chat-template-kwargs '{"enable_thinking": true}'"""
     settings = {"REASONING_PARSER": "qwen3", "ENGINE_ARGS": reasoning}
     with booted_space(tmp_path / "start.log", **settings) as space:

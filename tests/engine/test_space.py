@@ -157,7 +157,7 @@ def test_engine_needs_its_key_on_loopback(space):
     assert addresses == {"127.0.0.1"}
 
 
-def test_secrets_stay_out_of_commands_and_log(space):
+def test_command_and_log_have_no_secrets(space):
     for process in space.program.processes():
         assert space.engine_key not in " ".join(process.cmdline())
     assert space.engine_key not in space.program.output

@@ -35,10 +35,8 @@ class ScriptedEngine:
     metrics: Callable[[], str] | None = None
     alive: bool = True
     text_type: str = "text/plain"  # content type of text replies
-    # What happened
-    requests: list[tuple[str, dict, dict]] = field(
-        default_factory=list
-    )  # POST: path, headers, body
+    # (path, headers, body) of every POST
+    requests: list[tuple[str, dict, dict]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)  # "METHOD path" of every request
     left: threading.Event = field(default_factory=threading.Event)  # a client left in mid-stream
     url: str = ""
