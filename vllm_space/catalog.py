@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from vllm_space import client, errors
 from vllm_space.client import Model, Server
 from vllm_space.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 class Catalog:
@@ -99,10 +102,17 @@ class Catalog:
                     # replica: keep its models.
                     if not isinstance(result, errors.Unreachable):
                         models += [model for model in self._models if model.server == server]
+            self._log_changes(problems)
             self._models, self._problems = models, problems
             self._refreshed_at = time.monotonic()
         finally:
             self._lock.release()
+
+    def _log_changes(self, problems: dict[str, str]) -> None:
+        for label in problems.keys() - self._problems.keys():
+            log.warning(problems[label])
+        for label in self._problems.keys() - problems.keys():
+            log.info("%s responds again.", f"The model server {label}".rstrip())
 
 
 def _models_or_error(server: Server) -> list[Model] | errors.ModelError:

@@ -105,7 +105,7 @@ def models(server: Server) -> list[Model]:
         response = session.get(f"{server.url}/v1/models", timeout=(CONNECT_TIMEOUT, LIST_TIMEOUT))
         if response.status_code == 404:
             return [Model(server, server.label or "vLLM (legacy server)", "generate")]
-        _check(response)
+        _check(response, logging.DEBUG)  # Catalog logs it, once
         models = [
             Model(
                 server,
@@ -361,7 +361,7 @@ def _decode(line: bytes) -> dict[str, Any]:
     raise errors.malformed_response()
 
 
-def _check(response: requests.Response) -> None:
+def _check(response: requests.Response, log_level: int = logging.ERROR) -> None:
     """Raise a ModelError if the response is an HTTP error."""
     if response.ok:
         return
@@ -369,7 +369,9 @@ def _check(response: requests.Response) -> None:
         body = response.json()
     except ValueError:
         body = response.text
-    log.error("the model server returned HTTP %s: %s", response.status_code, str(body)[:500])
+    log.log(
+        log_level, "the model server returned HTTP %s: %s", response.status_code, str(body)[:500]
+    )
     raise errors.from_response(response.status_code, body)
 
 
@@ -390,5 +392,5 @@ def _session(server: Server) -> Iterator[requests.Session]:
             log.error("the stream from the model server broke off: %s", error)
             raise errors.cut_off() from None
         except requests.exceptions.RequestException as error:
-            log.error("the model server cannot be reached: %s", type(error).__name__)
+            log.debug("the model server cannot be reached: %s", type(error).__name__)
             raise errors.unreachable(server.label) from None

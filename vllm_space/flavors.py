@@ -1,6 +1,7 @@
-"""The GPU hardware that Spaces offer, a model that fits each, and the flags the engine gets there.
+"""The GPU hardware that Spaces offer, the model suggested for each, and its vLLM flags.
 
-`python -m vllm_space.flavors` prints the README's table. Pure data and arithmetic: asks no machine and no Hub.
+`python -m vllm_space.flavors` prints the README's table. Pure data and arithmetic: looks at no
+machine and no Hub.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from vllm_space import settings
 from vllm_space.hardware import Gpu
 
 GIB = 2**30
-ROOM = 1.2  # memory that a model wants, as a multiple of its weights: the context and the engine need some
+HEADROOM = 1.2  # memory that a model needs, as a multiple of its weights
 BFLOAT16_FROM = 8.0  # compute capability: Ampere
 
 # Memory in MiB as nvidia-smi reports it, and compute capability.
@@ -25,7 +26,7 @@ RTX_PRO = Gpu("NVIDIA RTX PRO 6000", 97887, 97887, 12.0, "")
 
 @dataclass(frozen=True)
 class Flavor:
-    """One choice in a Space's hardware settings: its id in Hugging Face's API, its name there, its GPUs."""
+    """A hardware choice of Spaces: its id in Hugging Face's API, its displayed name, its GPUs."""
 
     id: str
     name: str
@@ -38,15 +39,16 @@ class Flavor:
 
     @property
     def memory(self) -> float:
-        """GPU memory in GiB, all GPUs together."""
+        """GPU memory in GiB, of all GPUs together."""
         return self.gpu.memory_total * self.count / 1024
 
     def holds(self, weights: float) -> bool:
-        """Whether a model with so many GiB of weights fits, with room for its context."""
-        return weights * ROOM <= self.memory
+        """Whether a model with that many GiB of weights fits, with room for its context."""
+        return weights * HEADROOM <= self.memory
 
 
-# Cheapest first: huggingface.co/docs/hub/spaces-gpus. The last four are in huggingface_hub alone, without a price.
+# Cheapest first: huggingface.co/docs/hub/spaces-gpus. The last four are not listed there, only in
+# huggingface_hub, without a price.
 FLAVORS = [
     Flavor("t4-small", "T4 small", T4),
     Flavor("t4-medium", "T4 medium", T4),
@@ -68,7 +70,8 @@ FLAVORS = [
     Flavor("rtx-pro-6000x8", "8 x RTX PRO 6000", RTX_PRO, 8),
 ]
 
-# Models to suggest, smallest first: all of one family, open to everyone, two bytes a parameter. Parameters by the Hub.
+# Suggested models -> parameters according to the Hub, smallest first. All are of one family, not
+# gated, and have 16 bits per parameter.
 MODELS = {
     settings.DEFAULT_GPU_MODEL: 4_022_468_096,
     "Qwen/Qwen3-8B": 8_190_735_360,
@@ -80,12 +83,12 @@ MODELS = {
 
 
 def weights(model: str) -> float:
-    """GiB of weights of one of MODELS."""
+    """The weights of one of MODELS, in GiB."""
     return MODELS[model] * 2 / GIB
 
 
 def cheapest(gib: float) -> Flavor | None:
-    """The first flavor that holds a model with so many GiB of weights."""
+    """The cheapest flavor for a model with that many GiB of weights."""
     return next((flavor for flavor in FLAVORS if flavor.holds(gib)), None)
 
 
@@ -94,44 +97,42 @@ def largest_model(flavor: Flavor) -> str:
     return [model for model in MODELS if flavor.holds(weights(model))][-1]
 
 
-def fitted_flags(config: settings.Settings, gpus: list[Gpu]) -> dict[str, object]:
-    """The vLLM flags that depend on the hardware: flag -> value, None where vLLM's own default holds.
+def hardware_flags(config: settings.Settings, gpus: list[Gpu]) -> dict[str, object]:
+    """The vLLM flags that depend on the hardware: flag -> value, or None for vLLM's default.
 
-    Without GPUs the engine runs on the CPU. What the owner set overrides what would fit.
+    No GPUs means the CPU. The owner's settings override.
     """
     dtype, size = config.dtype, config.tensor_parallel_size
     if gpus and dtype is None and min(gpu.compute_capability for gpu in gpus) < BFLOAT16_FROM:
         dtype = "half"
     if gpus and size is None:
-        size = 1 << (
-            len(gpus).bit_length() - 1
-        )  # a power of two, since attention heads divide by it
+        size = 1 << (len(gpus).bit_length() - 1)  # a power of two: it divides attention heads
     return {
         "--dtype": dtype,
-        "--max-model-len": config.max_model_len or -1,  # -1 fits the context to the memory
+        "--max-model-len": config.max_model_len or -1,  # -1: as long as the memory allows
         "--gpu-memory-utilization": config.gpu_memory_utilization,
         "--tensor-parallel-size": size,
     }
 
 
 def flags(flavor: Flavor) -> str:
-    """The flags by which vLLM is fitted to this hardware if the owner sets nothing but MODEL_ID."""
-    owner = settings.Settings.model_construct()  # whatever this machine's variables say
-    fitted = fitted_flags(owner, flavor.gpus)
-    return " ".join(f"{flag} {value}" for flag, value in fitted.items() if value is not None)
+    """The hardware flags on this flavor if the owner sets only MODEL_ID."""
+    defaults = settings.Settings.model_construct()  # ignores this machine's variables
+    pairs = hardware_flags(defaults, flavor.gpus).items()
+    return " ".join(f"{flag} {value}" for flag, value in pairs if value is not None)
 
 
 def table() -> str:
-    """The README's table of hardware, as Markdown."""
+    """The README's hardware table, as Markdown."""
     rows = [
-        "| hardware | GPU memory | a model that fits | its weights | what vLLM is told |",
+        "| hardware | GPU memory | largest suggested model | weights | vLLM flags |",
         "|---|---|---|---|---|",
     ]
     for flavor in FLAVORS:
         model = largest_model(flavor)
         rows.append(
-            f"| {flavor.name} (`{flavor.id}`) | {flavor.memory:.0f} GiB | `{model}` | {weights(model):.0f} GiB | "
-            f"`{flags(flavor)}` |"
+            f"| {flavor.name} (`{flavor.id}`) | {flavor.memory:.0f} GiB | `{model}` | "
+            f"{weights(model):.0f} GiB | `{flags(flavor)}` |"
         )
     return "\n".join(rows)
 

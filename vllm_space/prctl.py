@@ -1,6 +1,6 @@
-"""Two requests that a process makes of the Linux kernel, so that nothing outlives a Space (man 2 prctl).
+"""Two Linux system calls that keep processes from outliving a Space (man 2 prctl).
 
-On other systems they do nothing.
+Other systems do not have them; there these functions do nothing.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def die_with_parent() -> None:
-    """Send this process SIGTERM when its parent ends, however that happens."""
+    """Have the kernel send this process SIGTERM when its parent ends for any reason."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of its orphaned descendants.
+    """Become the parent of orphaned descendants.
 
-    The first process of a container might reap nothing, and a group of zombies would look alive forever.
+    A container's first process may not reap them, and a group of zombies would look alive forever.
     """
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
 

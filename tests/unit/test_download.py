@@ -10,7 +10,7 @@ FETCH = """
 import threading
 from vllm_space import settings
 from vllm_space.engine import download
-download.TELL_EVERY = 0
+download.PROGRESS_EVERY = 0
 download.fetch_in_background(settings.load([]), "org/name", print)
 while others := [one for one in threading.enumerate() if one is not threading.main_thread()]:
     others[0].join()
@@ -44,7 +44,7 @@ def fetch(program, tmp_path):
 def test_the_weights_that_vllm_loads_are_fetched_and_nothing_else(fetch):
     arrived, said = fetch(SHARDS | OTHERS)
     assert arrived == SHARDS
-    assert said[-1] == "The weights are on their way: 6 of 6 MiB"
+    assert said[-1] == "Downloading weights: 6 of 6 MiB"
     assert fetch(SHARDS | OTHERS) == (SHARDS, [])  # they are here
 
 

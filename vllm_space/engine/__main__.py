@@ -1,6 +1,6 @@
-"""`python -m vllm_space.engine`: start the engine and keep it running until a signal comes.
+"""`python -m vllm_space.engine`: start the engine and keep it running until a signal arrives.
 
-Exit code 1 with one sentence if it cannot be started or died too often.
+Exits with code 1 and an error message if the engine cannot be started or dies too often.
 """
 
 from __future__ import annotations

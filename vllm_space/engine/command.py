@@ -1,6 +1,7 @@
-"""What runs as the engine: its command line, its environment and its CPU cores, by settings and hardware.
+"""The engine's command line, environment and CPU cores, for the settings and the hardware.
 
-In all of it `gpus` are the GPUs that the engine runs on (hardware.gpus); none means the CPU. Starts nothing.
+`gpus` always means the GPUs that the engine runs on (hardware.gpus); none means the CPU. Starts
+nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from vllm_space import flavors, hardware, settings
 from vllm_space.settings import Settings
 
 HOST = "127.0.0.1"
-NO_HOST = "none.invalid"  # no name ends so: RFC 2606
+NO_HOST = "none.invalid"  # a host name that never exists: RFC 2606
+
+# Usage statistics are off unless the owner turns them on.
+NO_TELEMETRY = ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY")
 
 
 def model_id(config: Settings, gpus: list[hardware.Gpu]) -> str:
@@ -23,15 +27,26 @@ def model_id(config: Settings, gpus: list[hardware.Gpu]) -> str:
     return settings.DEFAULT_GPU_MODEL if gpus else str(settings.DEMO_MODEL)
 
 
+def model_origin(config: Settings, gpus: list[hardware.Gpu]) -> str:
+    """Why `model_id` chose its model, for the log."""
+    if config.model_id:
+        return "MODEL_ID"
+    if gpus:
+        return "default for a GPU"
+    return "demo model: " + (
+        "ENGINE_DEVICE=cpu" if config.engine_device == "cpu" else "no GPU found"
+    )
+
+
 def served_model_name(model: str) -> str:
-    """The name under which the API knows a model: a local folder shows its own name only, never the path."""
+    """The model's name in the API: for a local folder its last part, never the path."""
     if Path(model) == settings.DEMO_MODEL:
         return settings.DEMO_MODEL_NAME
     return Path(model).resolve().name if Path(model).exists() else model
 
 
 def command_line(config: Settings, gpus: list[hardware.Gpu]) -> list[str]:
-    """The engine's command line. No secret is in it: other users of the machine can read it."""
+    """The engine's command line. It holds no secrets: any user of the machine can read it."""
     model = model_id(config, gpus)
     flags: dict[str, object] = {
         "--model": model,
@@ -40,16 +55,17 @@ def command_line(config: Settings, gpus: list[hardware.Gpu]) -> list[str]:
         "--served-model-name": served_model_name(model),
         "--revision": config.model_revision if config.model_revision != "main" else None,
         "--quantization": config.quantization,
-        **flavors.fitted_flags(config, gpus),
+        **flavors.hardware_flags(config, gpus),
         "--trust-remote-code": config.trust_remote_code,
         "--enforce-eager": not gpus,
     }
-    if config.engine_module.endswith("openai.api_server"):  # the legacy server knows none of these
+    if config.engine_module.endswith("openai.api_server"):  # the legacy server lacks these flags
         flags |= {
             "--reasoning-parser": config.reasoning_parser,
             "--tool-call-parser": config.tool_call_parser,
             "--enable-auto-tool-choice": bool(config.tool_call_parser),
-            # No request makes the engine fetch an address: pictures come within requests. ENGINE_ARGS may name hosts.
+            # Requests contain their images; they must not make the engine fetch URLs. ENGINE_ARGS
+            # can allow hosts.
             "--allowed-media-domains": NO_HOST,
             "--disable-uvicorn-access-log": True,
         }
@@ -59,44 +75,37 @@ def command_line(config: Settings, gpus: list[hardware.Gpu]) -> list[str]:
             line.append(flag)
         elif value is not None and value is not False:
             line += [flag, str(value)]
-    return line + list(config.engine_args)  # last, so that they win
+    return line + list(config.engine_args)  # last, so that they override
 
 
 def environment(config: Settings, gpus: list[hardware.Gpu]) -> dict[str, str]:
-    """The engine's environment: this one's, and what it lacks. The owner's own values win."""
-    quiet = ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY")  # usage statistics
-    extra = {"PYTHONUNBUFFERED": "1"} | dict.fromkeys(quiet, "1")
+    """The engine's environment: defaults, the variables of this process, and its secrets."""
+    defaults = {"PYTHONUNBUFFERED": "1"} | dict.fromkeys(NO_TELEMETRY, "1")
     if not hardware.has_nvcc():
-        extra["VLLM_USE_FLASHINFER_SAMPLER"] = (
-            "0"  # it compiles with nvcc at start: vLLM issue 49497
-        )
+        # FlashInfer's sampler is compiled with nvcc when the engine starts (vllm#49497).
+        defaults["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     if not gpus:
-        # GiB for the KV cache: a part of what is free, so that weights and the system have room.
-        extra["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, min(16, int(hardware.memory_gib() / 8))))
+        # KV cache in GiB: a fraction of the free memory, to leave room for weights and system.
+        defaults["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, min(16, int(hardware.memory_gib() / 8))))
         if cores := hardware.core_limit():
-            # vLLM would bind a thread to every core it sees, and they would wait for each other. One is for the rest.
-            extra |= {
-                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-                "OMP_NUM_THREADS": str(max(1, cores - 1)),
-            }
-    secret = {
-        "VLLM_API_KEY": config.model_api_key.get_secret_value() if config.model_api_key else "",
-        "HF_TOKEN": config.hf_token.get_secret_value() if config.hf_token else "",
-    }
-    # The page's own secrets are none of the engine's, nor of what it runs.
+            # vLLM would bind one thread to every core it sees: more threads than this container
+            # can run, waiting for each other. One core is left for the page.
+            defaults["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+            defaults["OMP_NUM_THREADS"] = str(max(1, cores - 1))
+    secrets = {"VLLM_API_KEY": config.model_api_key, "HF_TOKEN": config.hf_token}
     return (
-        extra
-        | settings.environment_without_secrets()
-        | {name: value for name, value in secret.items() if value}
+        defaults
+        | settings.environment_without_secrets()  # the engine needs none of the page's secrets
+        | {name: secret.get_secret_value() for name, secret in secrets.items() if secret}
     )
 
 
 def cores(config: Settings, gpus: list[hardware.Gpu]) -> set[int]:
     """The CPU cores that the engine may use: without a GPU all but one, which is for the page.
 
-    vLLM's processes spin while they wait for each other: on every core, they keep the page and the door waiting for
-    seconds. Where the owner, or `environment` on a share of a machine, sees to its threads, it may use all.
+    vLLM's processes spin while they wait for each other. If they use every core, the page and the
+    API stall for seconds. If the owner or `environment` limits its threads, it may use all cores.
     """
-    mine = sorted(os.sched_getaffinity(0))
-    bound = "VLLM_CPU_OMP_THREADS_BIND" in environment(config, gpus)
-    return set(mine if gpus or bound or len(mine) == 1 else mine[:-1])
+    available = sorted(os.sched_getaffinity(0))
+    is_limited = "VLLM_CPU_OMP_THREADS_BIND" in environment(config, gpus)
+    return set(available if gpus or is_limited or len(available) == 1 else available[:-1])

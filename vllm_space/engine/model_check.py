@@ -1,7 +1,7 @@
-"""Will this model run here? Asked of the Hub and the hardware in seconds, before vLLM spends minutes on it.
+"""Can this model run here? Asks the Hub and the hardware, before vLLM spends minutes to find out.
 
-A certainty stops the start with a sentence; an estimate only warns, since a wrong guess must not stand in the
-way. Where the Hub cannot be reached nothing is said: the model may be in the cache. Knows no processes.
+What certainly cannot work stops the start with an explanation. An estimate only warns, because it
+may be wrong. If the Hub cannot be reached nothing is said: the model may be in the cache.
 """
 
 from __future__ import annotations
@@ -21,56 +21,54 @@ from vllm_space.flavors import GIB
 from vllm_space.hardware import Gpu
 from vllm_space.settings import Settings
 
-HUB_TIMEOUT = 10  # seconds for each question
+HUB_TIMEOUT = 10  # seconds for each request
 
-# Bits of one parameter, by the names that safetensors gives its number formats.
+# Bits per parameter, for the dtype names of safetensors.
 BITS = {
-    "F64": 64,
-    "F32": 32,
-    "F16": 16,
-    "BF16": 16,
-    "F8_E4M3": 8,
-    "F8_E5M2": 8,
-    "I64": 64,
-    "I32": 32,
-    "I16": 16,
-    "I8": 8,
-    "U8": 8,
-    "BOOL": 8,
+    **dict.fromkeys(("F64", "I64"), 64),
+    **dict.fromkeys(("F32", "I32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16"), 16),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"), 8),
     "F4": 4,
 }
 
-# Oldest NVIDIA driver for each CUDA generation: docs.nvidia.com/deploy/cuda-compatibility
+# CUDA major version -> oldest NVIDIA driver: docs.nvidia.com/deploy/cuda-compatibility
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 
-# Flags with which a model may run although its weights are larger than the GPU memory.
-SPARE_MEMORY = re.compile(
+# Pipeline tags on the Hub of models that can chat.
+CHAT_TAGS = re.compile(r"text-generation|text-to-text|any-to-any")
+# With these vLLM flags, a model may run although its weights exceed the GPU memory.
+MEMORY_SAVING_FLAGS = re.compile(
     r"--(?:cpu-offload|offload|quantization|hf-overrides|load-format|pipeline-parallel|nnodes)"
 )
 
+BAD_TOKEN = "The Hub rejects HF_TOKEN: create a new one at huggingface.co/settings/tokens."
+
 
 def check(config: Settings, model: str, gpus: list[Gpu]) -> list[str]:
-    """Warnings for `model` on these GPUs (none: on the CPU). Raises EngineError for what certainly cannot work."""
+    """Warnings about `model` on these GPUs (none: on the CPU).
+
+    Raises EngineError if it certainly cannot work.
+    """
     _check_driver(gpus)
-    warnings = list(_busy(config, gpus))
+    warnings = list(_busy_gpus(config, gpus))
     if Path(model).exists():
         weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
         return warnings + list(_memory(config, model, weights, gpus))
-    info = _ask_hub(config, model)
+    info = _model_info(config, model)
     if info is None:
         return warnings
     _check_files(model, info)
     warnings += _kind(config, model, info)
-    weights = _weight_bytes(info)
     _check_disk(config, model, info)
-    return warnings + list(_memory(config, model, weights, gpus))
+    return warnings + list(_memory(config, model, _weight_bytes(info), gpus))
 
 
-# -- the Hub ---------------------------------------------------------------------------------------------------
+# -- the Hub -------------------------------------------------------------------------------
 
 
-def _ask_hub(config: Settings, model: str) -> Any:
-    """What the Hub says of the model (huggingface_hub.ModelInfo), or None where it cannot be asked."""
+def _model_info(config: Settings, model: str) -> Any:
+    """The Hub's ModelInfo, or None if the Hub cannot be reached."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -83,46 +81,40 @@ def _ask_hub(config: Settings, model: str) -> Any:
     if constants.HF_HUB_OFFLINE:
         return None
     page = f"{constants.ENDPOINT}/{model}"
+    revision = config.model_revision
     token = config.hf_token.get_secret_value() if config.hf_token else False
     hub = HfApi(token=token)
     try:
-        info = hub.model_info(
-            model, revision=config.model_revision, timeout=HUB_TIMEOUT, files_metadata=True
-        )
+        info = hub.model_info(model, revision=revision, timeout=HUB_TIMEOUT, files_metadata=True)
         if info.gated:
             hub.auth_check(model)
     except HFValidationError:
         raise EngineError(
-            f"MODEL_ID={model} is neither a Hub id such as org/name nor a folder here."
+            f"MODEL_ID={model} is neither a Hub id such as org/name nor a local folder."
         ) from None
     except GatedRepoError:
-        how = "your HF_TOKEN has no access yet" if token else "HF_TOKEN is not set"
+        why = "your HF_TOKEN has no access yet" if token else "HF_TOKEN is not set"
         raise EngineError(
-            f"{model} is gated and {how}: ask for access at {page}, then set the secret HF_TOKEN to a token that may "
-            "read it."
+            f"{model} is gated and {why}: request access at {page}, then set the secret HF_TOKEN "
+            "to a token that can read it."
         ) from None
     except RevisionNotFoundError:
         raise EngineError(
-            f"{model} has no revision {config.model_revision}: set MODEL_REVISION to one of {page}/refs, or unset it."
+            f"{model} has no revision {revision}: set MODEL_REVISION to one listed at {page}/refs, "
+            "or unset it."
         ) from None
     except RepositoryNotFoundError:
         if token and not _token_works(hub):
-            raise EngineError(
-                "The Hub refuses HF_TOKEN: make a new one at huggingface.co/settings/tokens."
-            ) from None
+            raise EngineError(BAD_TOKEN) from None
         private = "" if token else ", or it is private and needs the secret HF_TOKEN"
         raise EngineError(
-            f"There is no model {model} on the Hub{private}.{_nearest(hub, model)}"
+            f"There is no model {model} on the Hub{private}.{_suggestion(hub, model)}"
         ) from None
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code == 401:
-            raise EngineError(
-                "The Hub refuses HF_TOKEN: make a new one at huggingface.co/settings/tokens."
-            ) from None
+            raise EngineError(BAD_TOKEN) from None
         return None
-    except (
-        Exception
-    ):  # no network, no name service, a proxy's own page: the model may still be in the cache
+    except Exception:  # no network, no DNS, or the error page of a proxy
         return None
     return info
 
@@ -135,17 +127,17 @@ def _token_works(hub: Any) -> bool:
     return True
 
 
-def _nearest(hub: Any, model: str) -> str:
-    """The names most like `model` among those the Hub finds by its last part, or by the first half of that."""
-    last = re.split(r"[/ ]", model)[-1][:40]
-    found: set[str] = set()
+def _suggestion(hub: Any, model: str) -> str:
+    """Similar names, among those that the Hub finds by all or half of the name."""
+    name = re.split(r"[/ ]", model)[-1][:40]
+    ids: set[str] = set()
     try:
-        for part in (last, last[: max(3, len(last) // 2)]):
-            found |= {one.id for one in hub.list_models(search=part, limit=50)}
+        for part in (name, name[: max(3, len(name) // 2)]):
+            ids |= {result.id for result in hub.list_models(search=part, limit=50)}
     except Exception:
         return ""
-    near = difflib.get_close_matches(model, sorted(found), n=3, cutoff=0.5)
-    return f" Did you mean {' or '.join(near)}?" if near else ""
+    similar = difflib.get_close_matches(model, sorted(ids), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(similar)}?" if similar else ""
 
 
 def _check_files(model: str, info: Any) -> None:
@@ -153,88 +145,93 @@ def _check_files(model: str, info: Any) -> None:
     weights = [name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".gguf"))]
     if weights and all(name.endswith(".gguf") for name in weights):
         raise EngineError(
-            f"{model} holds only GGUF files, which are made for llama.cpp: choose the model they were made from."
+            f"{model} contains only GGUF files, which are for llama.cpp: choose the model that "
+            "they were made from."
         )
     if names and "config.json" not in names and "params.json" not in names:
-        raise EngineError(
-            f"{model} is not a language model in the form vLLM loads: it has no config.json."
-        )
+        raise EngineError(f"{model} is not a language model that vLLM can load: no config.json.")
 
 
 def _kind(config: Settings, model: str, info: Any) -> Iterator[str]:
-    if info.pipeline_tag and not re.search(
-        r"text-generation|text-to-text|any-to-any", info.pipeline_tag
-    ):
-        yield f"{model} says of itself that it is for {info.pipeline_tag}, so it may not chat."
+    if info.pipeline_tag and not CHAT_TAGS.search(info.pipeline_tag):
+        yield f"{model} is tagged {info.pipeline_tag} on the Hub, so chat may not work."
     if "auto_map" in (info.config or {}) and not config.trust_remote_code:
-        yield f"{model} comes with its own code: if vLLM does not know it, set TRUST_REMOTE_CODE=true if you trust it."
+        yield (
+            f"{model} comes with its own code: if vLLM does not support it natively, set "
+            "TRUST_REMOTE_CODE=true if you trust it."
+        )
 
 
 def _weight_bytes(info: Any) -> int:
-    """Size of the weights: parameters times bytes where the Hub counted them, else the size of the files."""
+    """Size of the weights in memory, from the Hub's parameter counts or else the file sizes."""
     if info.safetensors and info.safetensors.parameters:
-        return sum(
-            count * BITS.get(name, 16) // 8 for name, count in info.safetensors.parameters.items()
-        )
+        parameters = info.safetensors.parameters.items()
+        return sum(count * BITS.get(dtype, 16) // 8 for dtype, count in parameters)
     return _download_bytes(info)
 
 
 def _download_bytes(info: Any) -> int:
-    return sum(
-        file.size or 0 for file in info.siblings or [] if file.rfilename.endswith(".safetensors")
-    )
+    files = info.siblings or []
+    return sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
 
 
 def _check_disk(config: Settings, model: str, info: Any) -> None:
     from huggingface_hub import constants, try_to_load_from_cache
 
-    if (
-        try_to_load_from_cache(model, "config.json", revision=config.model_revision)
-        or "--download-dir" in config.engine_args
-    ):
+    if try_to_load_from_cache(model, "config.json", revision=config.model_revision):
+        return
+    if "--download-dir" in config.engine_args:
         return
     folder = Path(constants.HF_HUB_CACHE)
     while not folder.exists():
         folder = folder.parent
     free, needed = shutil.disk_usage(folder).free, _download_bytes(info)
     if not os.access(folder, os.W_OK):
-        raise EngineError(f"{folder} cannot be written to: set HF_HOME to a folder that can.")
+        raise EngineError(f"{folder} is not writable: set HF_HOME to a writable folder.")
     if needed > free:
         raise EngineError(
-            f"{model} is a download of {needed / GIB:.1f} GiB and {folder} has {free / GIB:.1f} GiB free: choose a "
-            "smaller model, or set HF_HOME to a folder on a larger disk."
+            f"{model} is a download of {needed / GIB:.1f} GiB, but {folder} has only "
+            f"{free / GIB:.1f} GiB free: choose a smaller model, or set HF_HOME to a folder on a "
+            "larger disk."
         )
 
 
-# -- the hardware ----------------------------------------------------------------------------------------------
+# -- the hardware --------------------------------------------------------------------------
 
 
 def _memory(config: Settings, model: str, weights: int, gpus: list[Gpu]) -> Iterator[str]:
-    """Weights against GPU memory. Only what no setting could save is certain."""
+    """Compare the weights to the GPU memory. An error only if no setting could help."""
     if not gpus or not weights:
         return
     count = config.tensor_parallel_size or len(gpus)
     total = sum(gpu.memory_total for gpu in gpus[:count]) / 1024
     needed = weights / GIB
-    fits = flavors.cheapest(needed)
-    on_space = f" On Spaces, {fits.name} ({fits.id}) would do." if fits else ""
-    sum_up = f"{model} has {needed:.1f} GiB of weights and {count} x {gpus[0].name} has {total:.1f} GiB of memory"
-    spared = config.quantization or SPARE_MEMORY.search(" ".join(config.engine_args))
-    if needed > total and not spared:
+    flavor = flavors.cheapest(needed)
+    on_spaces = f" On Spaces, {flavor.name} ({flavor.id}) is enough." if flavor else ""
+    comparison = (
+        f"{model} has {needed:.1f} GiB of weights and {count} x {gpus[0].name} has {total:.1f} GiB "
+        "of memory"
+    )
+    saves_memory = config.quantization or MEMORY_SAVING_FLAGS.search(" ".join(config.engine_args))
+    if needed > total and not saves_memory:
         raise EngineError(
-            f"{sum_up}: choose a smaller or quantised model, or bigger hardware.{on_space}"
+            f"{comparison}: choose a smaller or quantized model, or bigger hardware.{on_spaces}"
         )
-    if needed * flavors.ROOM > total:
-        yield f"{sum_up}, which leaves little for the context: if it fails, choose a smaller model.{on_space}"
+    if needed * flavors.HEADROOM > total:
+        yield (
+            f"{comparison}, which leaves little for the context. If it fails, choose a smaller "
+            f"model.{on_spaces}"
+        )
 
 
-def _busy(config: Settings, gpus: list[Gpu]) -> Iterator[str]:
-    wanted = config.gpu_memory_utilization or 0.92  # vLLM's default
+def _busy_gpus(config: Settings, gpus: list[Gpu]) -> Iterator[str]:
+    utilization = config.gpu_memory_utilization or 0.92  # vLLM's default
     for number, gpu in enumerate(gpus[: config.tensor_parallel_size]):
-        if gpu.memory_free < wanted * gpu.memory_total:
+        if gpu.memory_free < utilization * gpu.memory_total:
             yield (
-                f"GPU {number} ({gpu.name}) has {gpu.memory_free / 1024:.1f} GiB of memory free of "
-                f"{gpu.memory_total / 1024:.1f}: stop the program that holds the rest, or lower GPU_MEMORY_UTILIZATION."
+                f"GPU {number} ({gpu.name}) has {gpu.memory_free / 1024:.1f} of "
+                f"{gpu.memory_total / 1024:.1f} GiB of memory free: stop the program that uses the "
+                "rest, or lower GPU_MEMORY_UTILIZATION."
             )
 
 
@@ -245,22 +242,19 @@ def _check_driver(gpus: list[Gpu]) -> None:
     driver, oldest = int(gpus[0].driver.split(".")[0]), OLDEST_DRIVER.get(cuda, 0)
     if driver < oldest:
         raise EngineError(
-            f"The NVIDIA driver {gpus[0].driver} is too old for CUDA {cuda}, which the installed PyTorch needs: update "
-            f"it to {oldest} or newer."
+            f"The NVIDIA driver {gpus[0].driver} is too old for CUDA {cuda}, which the installed "
+            f"PyTorch needs: update it to {oldest} or newer."
         )
 
 
 def _cuda_of_torch() -> int | None:
-    """Major version of the CUDA that the installed PyTorch is built for, read without importing it."""
+    """CUDA major version of the installed PyTorch, read without importing it."""
     spec = find_spec("torch")
     if not spec or not spec.origin:
         return None
     try:
-        match = re.search(
-            r"^cuda\b.*'(\d+)\.",
-            Path(spec.origin).with_name("version.py").read_text(),
-            re.MULTILINE,
-        )
+        version = Path(spec.origin).with_name("version.py").read_text()
     except OSError:
         return None
+    match = re.search(r"^cuda\b.*'(\d+)\.", version, re.MULTILINE)
     return int(match.group(1)) if match else None

@@ -1,7 +1,8 @@
-"""Before anything is started: are the settings right, and can this machine do what they ask?
+"""Checks the settings and the machine before anything is started, and decides what to start.
 
-Run by start.sh as `python -m vllm_space.engine.preflight RUN_DIR [app.py's flags]`. Writes what start.sh is to do
-into that folder. Exit code 2 for settings that cannot work, 1 for a machine that cannot, each with its sentence.
+Run by start.sh as `python -m vllm_space.engine.preflight RUN_DIR [app.py's flags]`. Writes the plan
+into that folder. Exits with an error message and code 2 if a setting is wrong, code 1 if the
+machine cannot do it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from vllm_space.settings import Settings
 
 
 def plan(config: Settings) -> str:
-    """What start.sh is to do: "boot URL" (boot vLLM, which will answer at URL, then the page) or "page" alone, where
-    the engine runs elsewhere or there is no GPU to run it on. Raises SpaceError where neither can be done.
+    """What start.sh has to do. Raises SpaceError if that is impossible.
+
+    "boot URL" means to start vLLM, which will serve at URL, and the page. "page" means the page
+    alone, because the engine runs elsewhere or there is no GPU to run it on.
     """
     boot = not config.servers and not no_gpu(config)
     check_page(config)
@@ -25,18 +28,18 @@ def plan(config: Settings) -> str:
         require_free_port(command.HOST, config.engine_port, "ENGINE_PORT")
         if config.engine_port == config.gradio_server_port:
             raise errors.SettingsError(
-                f"ENGINE_PORT={config.engine_port} is the page's own port: use another one."
+                f"ENGINE_PORT={config.engine_port} is the page's port: use another one."
             )
     return f"boot http://{command.HOST}:{config.engine_port}/v1" if boot else "page"
 
 
 def check_page(config: Settings) -> None:
-    """Raise SpaceError where the page cannot be served as the settings want it."""
+    """Raise SpaceError if the page cannot be served with these settings."""
     space = hardware.space()
     if config.oauth_allowed and not (space and space.oauth):
         raise errors.SettingsError(
-            "OAUTH_ALLOWED works only in a Space whose card has `hf_oauth: true`: unset it, or use APP_USERNAME and "
-            "APP_PASSWORD."
+            "OAUTH_ALLOWED works only in a Space whose card has `hf_oauth: true`: unset it, or use "
+            "APP_USERNAME and APP_PASSWORD."
         )
     require_free_port(
         config.gradio_server_name, config.gradio_server_port, "--port (or GRADIO_SERVER_PORT)"
@@ -44,7 +47,10 @@ def check_page(config: Settings) -> None:
 
 
 def no_gpu(config: Settings) -> bool:
-    """Whether this is a Space without a usable GPU whose owner asked for no other engine: page only, no crash loop."""
+    """Whether this is a Space that has no usable GPU and is not told to do without one.
+
+    Such a Space shows a page that says so, instead of crashing again and again.
+    """
     space = hardware.space()
     if not space or config.servers or config.engine_device == "cpu":
         return False
@@ -52,23 +58,22 @@ def no_gpu(config: Settings) -> bool:
 
 
 def require_free_port(host: str, port: int, name: str) -> None:
-    """Raise EngineError if another program listens on the port; `name` is what sets it."""
+    """Raise EngineError if the port cannot be used; `name` is the setting that changes it."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # as servers do: TIME_WAIT is no hindrance
+        # As servers do: a port in TIME_WAIT can be used.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise errors.EngineError(
-                f"Port {port} on {host} cannot be used ({error.strerror}): set {name} to a free one, or stop the "
-                "program that has it."
+                f"Port {port} on {host} cannot be used ({error.strerror}): set {name} to a free "
+                "one, or stop the program that uses it."
             ) from None
 
 
 def report(error: errors.SpaceError) -> int:
-    """Print why nothing can be started; the exit code that says the same."""
+    """Print the error, one line for each problem; returns the exit code."""
     for line in str(error).splitlines():
         print(f"ERROR: {line}", file=sys.stderr)
     return 2 if isinstance(error, errors.SettingsError) else 1

@@ -1,4 +1,4 @@
-"""One run of the engine's process: its output read, its phases noted, its health asked, its end made sure of."""
+"""One run of the engine's process: start it, follow its log, check its health, stop it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from vllm_space import hardware, prctl, run_dir
 from vllm_space.engine import command, deaths
 from vllm_space.settings import Settings
 
-NO_PROXY = {"http": "", "https": ""}  # a proxy of the owner's must not stand before loopback
-PROGRESS_EVERY = 5  # seconds between two lines of progress
+NO_PROXY = {"http": "", "https": ""}  # reach loopback directly, whatever the environment says
+PROGRESS_EVERY = 10  # seconds between two lines of progress
 STOP_GRACE = 5  # seconds between asking the engine to stop and killing it
-TRACKER_GRACE = 1  # seconds in which Python's resource tracker cleans up after the killed
+TRACKER_GRACE = 1  # seconds that Python's resource tracker has to clean up
+KEPT_LINES = 200  # of output, to explain a death
+SHOWN_LINES = 30  # of these, in the log
 
-# Lines of vLLM's log that begin a phase of its start, in the order in which they come.
+# Patterns in vLLM's log -> the phase of its start that begins there, in order.
 PHASES = [
     (re.compile(pattern), phase)
     for pattern, phase in (
@@ -33,27 +35,26 @@ PHASES = [
         (r"Starting to load model", "loading the model"),
         (r"Downloading|Fetching \d+ files|\.safetensors:\s+\d+%", "downloading the weights"),
         (r"Loading safetensors|Loading weights", "loading the weights"),
-        (r"Loading weights took|Model loading took", "measuring memory"),
+        (r"Loading weights took|Model loading took", "profiling memory"),
         (r"Dynamo bytecode transform|Compiling a graph|Start compiling", "compiling"),
-        (r"KV cache size|Maximum concurrency", "reserving the KV cache"),
+        (r"KV cache size|Maximum concurrency", "allocating the KV cache"),
         (r"Capturing CUDA graphs|Capturing the model|Warming up", "warming up"),
-        (r"init engine \(profile", "opening the API"),
+        (r"init engine \(profile", "starting the API server"),
     )
 ]
-PROGRESS_BAR = re.compile(r"\d+%\|")  # tqdm: vLLM's own download and loading progress
-# What a library of vLLM's prints when the process ends, a hundred lines of it, whatever it ended of.
+PROGRESS_BAR = re.compile(r"\d+%\|")  # tqdm's
+# A hundred lines that nanobind, a dependency of vLLM, prints at exit, whatever the reason.
 NOISE = re.compile(r"nanobind: |See https://nanobind|\s*- (?:leaked |\.\.\. skipped)")
-TROUBLE = re.compile(r"\b(?:ERROR|CRITICAL|Traceback)\b|^\w*(?:Error|Exception): ")
+ERROR_LINE = re.compile(r"\b(?:ERROR|CRITICAL|Traceback)\b|^\w*(?:Error|Exception): ")
 
 
 class EngineProcess:
-    """One run of the engine's process, its output read and kept."""
+    """One run of the engine's process."""
 
     def __init__(self, config: Settings, folder: Path, gpus: list[hardware.Gpu]):
         self.config = config
-        self.folder = folder
-        self._begins("starting Python")
-        self.lines: deque[str] = deque(maxlen=200)
+        self.phase_number, self.phase = 0, "starting Python"
+        self.lines: deque[str] = deque(maxlen=KEPT_LINES)
         self.log = run_dir.open_log(folder)
         self.process = subprocess.Popen(
             command.command_line(config, gpus),
@@ -61,60 +62,59 @@ class EngineProcess:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            preexec_fn=functools.partial(_begin, command.cores(config, gpus)),
+            preexec_fn=functools.partial(_prepare_child, command.cores(config, gpus)),
         )
         run_dir.write_pid(folder, self.process.pid)
         self.reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
         self.reader.start()
 
     def _read(self, output: IO[bytes]) -> None:
-        last_bar = 0.0
+        last_progress = 0.0
         for raw in output:
-            # A progress bar rewrites its line with carriage returns: only its last state counts.
+            # A progress bar overwrites its line with carriage returns: keep its last state.
             line = raw.decode("utf-8", "replace").rstrip().rsplit("\r", 1)[-1]
             line = self.config.mask(line)
             if not line:
                 continue
             if not NOISE.match(line):
                 self.lines.append(line)
-            with contextlib.suppress(
-                OSError
-            ):  # the disk may be full; the engine must not wait for a reader
+            with contextlib.suppress(OSError):  # a full disk must not block the engine's output
                 self.log.write(line + "\n")
-            for pattern, phase in PHASES:
-                if pattern.search(line) and phase != self.phase:
-                    self._begins(phase)
-            if PROGRESS_BAR.search(line) and time.monotonic() - last_bar > PROGRESS_EVERY:
-                last_bar = time.monotonic()
+            for number, (pattern, phase) in enumerate(PHASES, start=1):
+                # Workers load at different speeds: one may still report a phase that others left.
+                if number > self.phase_number and pattern.search(line):
+                    self.phase_number, self.phase = number, phase
+            if PROGRESS_BAR.search(line) and time.monotonic() - last_progress > PROGRESS_EVERY:
+                last_progress = time.monotonic()
                 say(line)
         with contextlib.suppress(OSError):
             self.log.close()
 
-    def _begins(self, phase: str) -> None:
-        self.phase = phase
-        run_dir.begin_phase(self.folder, run_dir.VLLM_PHASE + phase)
-
-    def healthy(self) -> bool:
+    def is_healthy(self) -> bool:
         url = f"http://{command.HOST}:{self.config.engine_port}/health"
         try:
             return requests.get(url, timeout=5, proxies=NO_PROXY).ok
         except requests.RequestException:
             return False
 
-    def dead(self) -> bool:
+    def is_dead(self) -> bool:
         return self.process.poll() is not None
 
-    def why_dead(self) -> str:
-        """Why it ended, as a sentence without the full stop; its last lines go to the log."""
-        self.stop(grace=0)  # what is left of it can do nothing more, and holds the pipe open
-        self.reader.join(timeout=5)  # its last words may still be in there
+    def cause_of_death(self) -> str:
+        """Why it died; see deaths.py."""
+        self.stop(grace=0)  # its children can do nothing useful now, and they keep the pipe open
+        self.reader.join(timeout=5)  # the pipe may still hold the last lines
+        return deaths.explain(list(self.lines), self.process.returncode)
+
+    def print_last_lines(self) -> None:
+        """Print the end of the engine's log, unless it contains no error."""
         lines = list(self.lines)
-        if any(TROUBLE.search(line) for line in lines):
-            say("The engine's last lines:\n" + "\n".join("    " + line for line in lines[-30:]))
-        return deaths.explain(lines, self.process.returncode)
+        if any(ERROR_LINE.search(line) for line in lines):
+            say("The engine's last lines:")
+            say("\n".join(f"    {line}" for line in lines[-SHOWN_LINES:]))
 
     def stop(self, grace: float = STOP_GRACE) -> None:
-        """End the process and all its children, after `grace` seconds by force; a GPU must never be left held."""
+        """End the process and its children, by force after `grace` seconds, to free the GPU."""
         _signal_group(self.process.pid, signal.SIGTERM)
         if not self._ends_within(grace):
             _kill_all_but_tracker(self.process.pid)
@@ -123,12 +123,12 @@ class EngineProcess:
         self.process.wait()
 
     def _ends_within(self, seconds: float) -> bool:
-        """Wait until no process of the group is left, zombies reaped."""
+        """Wait until the process group is empty, and reap its zombies."""
         deadline = time.monotonic() + seconds
         while True:
             self.process.poll()
             with contextlib.suppress(ChildProcessError):
-                # Orphans of the group are this process's children: see prctl.adopt_orphans.
+                # The group's orphans are children of this process: see prctl.adopt_orphans.
                 while os.waitpid(-self.process.pid, os.WNOHANG)[0]:
                     pass
             if not _signal_group(self.process.pid, 0):
@@ -139,7 +139,7 @@ class EngineProcess:
 
 
 def _signal_group(leader: int, number: int) -> bool:
-    """Send a signal to every process of a group; False when none is left."""
+    """Send a signal to every process of a group; False if none is left."""
     try:
         os.killpg(leader, number)
     except ProcessLookupError:
@@ -148,19 +148,23 @@ def _signal_group(leader: int, number: int) -> bool:
 
 
 def _kill_all_but_tracker(leader: int) -> None:
-    """Kill a group, save Python's resource tracker: it removes the shared memory that the others leave, and ends."""
+    """Kill a process group except Python's resource tracker.
+
+    The tracker deletes the shared memory that the killed processes leave behind, and then ends.
+    """
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            of_group = os.getpgid(int(folder.name)) == leader
-            if of_group and b"resource_tracker" not in (folder / "cmdline").read_bytes():
+            is_member = os.getpgid(int(folder.name)) == leader
+            if is_member and b"resource_tracker" not in (folder / "cmdline").read_bytes():
                 os.kill(int(folder.name), signal.SIGKILL)
 
 
-def _begin(cores: set[int]) -> None:
-    """What the engine's process does first: lead a group, keep to its cores, and die with its parent.
+def _prepare_child(cores: set[int]) -> None:
+    """Runs in the new process: lead a process group, keep to the cores, die with the parent.
 
-    In a group of its own, its workers get the signals that we send, and no Ctrl-C of the terminal. It stays in the
-    page's session: Linux shares the cores out by session, and vLLM's spinning processes would starve the page.
+    With its own process group, the engine gets the signals sent here, but no Ctrl-C from the
+    terminal. It stays in the page's session, because Linux divides the CPU between sessions and
+    vLLM's spinning processes would starve the page.
     """
     os.setpgrp()
     os.sched_setaffinity(0, cores)
@@ -168,5 +172,5 @@ def _begin(cores: set[int]) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line for the owner, who reads it in the Space's log as it comes."""
+    """Print a line of the start log."""
     print(text, flush=True)

@@ -1,126 +1,150 @@
-"""Keeps the engine running: start it, wait until it is ready, watch it, restart it when it dies.
+"""Keeps the engine running: starts it, waits until it is ready, and restarts it when it dies.
 
-Says what it is doing in the log and in the folder that it shares with the page (run_dir.py).
+Reports what it is doing in the log, and to the page through their common folder (run_dir.py).
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 from vllm_space import errors, hardware, run_dir
 from vllm_space.engine import command, download, model_check, preflight
-from vllm_space.engine.process import PROGRESS_EVERY, EngineProcess, say
+from vllm_space.engine.process import EngineProcess, say
 from vllm_space.run_dir import Status
 from vllm_space.settings import Settings
 
-POLL = 0.2  # seconds between two looks at a starting engine
+POLL = 0.2  # seconds between two looks at the engine
+REPORT_EVERY = 60  # seconds between two lines about a long phase
 HEALTH_EVERY = 5  # seconds between two health checks of a running engine
-HUNG_AFTER = 60  # seconds without health after which a live process counts as dead
-STEADY_AFTER = 600  # seconds of service after which earlier deaths are forgotten
+HUNG_AFTER = 60  # seconds without a response after which a live process counts as dead
+STEADY_AFTER = 600  # seconds of service after which earlier deaths no longer count
 PAUSES = (1, 5, 20, 60)  # seconds before the first, second, ... restart in a row
 
 
-def supervise(config: Settings) -> None:
+def supervise(config: Settings) -> NoReturn:
     """Start the engine and keep it running until a signal ends this process.
 
-    Raises EngineError when the first start fails, or when it died more than MAX_RESTARTS times in a row.
+    Raises EngineError if it cannot be started, or if it dies more than MAX_RESTARTS times in a row.
     """
     folder = config.engine_run_dir
     if folder is None:
         raise errors.EngineError("ENGINE_RUN_DIR is not set: run ./start.sh, which sets it.")
     gpus = hardware.gpus(config.engine_device)
-    status = Status(since=time.time())
-    _tell(folder, status)  # before anything takes time: the page waits for a status
-    if not run_dir.read_status(folder):
-        raise errors.EngineError(
-            f"{folder} cannot be written to: set TMPDIR to a folder with room."
-        )
     model = command.model_id(config, gpus)
+    label = f"{command.served_model_name(model)} ({command.model_origin(config, gpus)})"
+    status = Status(phase="checking the model", since=time.time(), model=label)
+    _publish(folder, status)
+    if not run_dir.read_status(folder):
+        raise errors.EngineError(f"{folder} is not writable: set TMPDIR to a folder with space.")
+    say(f"Checking {label}")
     for warning in model_check.check(config, model, gpus):
         say(f"WARNING: {warning}")
+
     deaths = 0  # in a row
     while True:
-        _tell(folder, status)
         preflight.require_free_port(command.HOST, config.engine_port, "ENGINE_PORT")
         engine = EngineProcess(config, folder, gpus)
         try:
-            if not deaths:  # the first start. Only now, since a process cannot safely be forked while a thread imports
+            if status.restarts == 0:
+                # Not before the process exists: forking is not safe while a thread imports modules.
                 download.fetch_in_background(config, model, say)
             began = time.monotonic()
-            reason = _wait_until_ready(engine, status)
-            if reason and status.state == "starting":
-                raise errors.EngineError(f"vLLM did not start: {reason}.")
-            if not reason:
-                say(f"vLLM is ready after {time.monotonic() - began:.0f} s.")
-                run_dir.begin_phase(folder, "opening the page")
-                status = replace(status, state="ready", phase="", since=time.time())
-                _tell(folder, status)
+            cause = _wait_until_ready(engine, folder, status)
+            if cause and status.state == "starting":
+                engine.print_last_lines()
+                raise errors.EngineError(f"vLLM did not start: {cause}.")
+            if not cause:
+                seconds = time.monotonic() - began
+                say(f"vLLM is ready ({seconds:.0f} s)")
+                status = replace(
+                    status, state="ready", phase="", since=time.time(), boot_seconds=seconds
+                )
+                _publish(folder, status)
                 hung = _watch(engine)
                 if time.time() - status.since > STEADY_AFTER:
                     deaths = 0
-                # Told at once: to end what is left of it and to find out why it died may take seconds.
-                _tell(folder, Status("restarting", "", time.time(), status.restarts))
-                reason = hung or engine.why_dead()
+                # Before looking for the cause, which may take seconds.
+                _publish(folder, replace(status, state="restarting", since=time.time(), reason=""))
+                cause = hung or engine.cause_of_death()
         except BaseException:
-            _tell(folder, replace(status, state="failed", since=time.time()))
+            _publish(folder, replace(status, state="failed", since=time.time()))
             raise
         finally:
             engine.stop()
         deaths += 1
         if deaths > config.max_restarts:
-            raise errors.EngineError(f"vLLM died {deaths} times in a row; the last time: {reason}.")
+            engine.print_last_lines()
+            times = f" {deaths} times in a row" if deaths > 1 else ""
+            raise errors.EngineError(
+                f"vLLM died{times}, and MAX_RESTARTS is {config.max_restarts}. "
+                f"Last failure: {cause}."
+            )
         pause = PAUSES[min(deaths, len(PAUSES)) - 1]
-        say(f"vLLM died: {reason}. Restart {deaths} of {config.max_restarts} in {pause} s.")
-        status = Status("restarting", "starting Python", time.time(), status.restarts + 1, reason)
-        _tell(folder, status)
+        say(f"vLLM died: {cause}. Restart {deaths} of {config.max_restarts} in {pause} s.")
+        status = replace(
+            status,
+            state="restarting",
+            phase=f"waiting {pause} s",
+            since=time.time(),
+            restarts=status.restarts + 1,
+            reason=cause,
+        )
+        _publish(folder, status)
         time.sleep(pause)
 
 
-def _wait_until_ready(engine: EngineProcess, status: Status) -> str:
-    """Wait, telling the phase and the time; the reason of the failure, or an empty string when ready."""
-    began = told = time.monotonic()
-    phase = ""
-    while not engine.healthy():
-        elapsed = time.monotonic() - began
-        if engine.dead():
-            return engine.why_dead()
-        if elapsed > engine.config.startup_timeout:
+def _wait_until_ready(engine: EngineProcess, folder: Path, status: Status) -> str:
+    """Wait and report every phase; returns the cause if the engine dies instead, or ""."""
+    began = time.monotonic()
+    phase, reported = "", began
+    while not engine.is_healthy():
+        now = time.monotonic()
+        if engine.is_dead():
+            return engine.cause_of_death()
+        if now - began > engine.config.startup_timeout:
             return (
-                f"it was still {engine.phase} after {elapsed:.0f} s: raise STARTUP_TIMEOUT if the model is large, "
-                "or choose a smaller one"
+                f"still {engine.phase} after {now - began:.0f} s: raise STARTUP_TIMEOUT if the "
+                "model is large, or choose a smaller one"
             )
-        if (
-            engine.phase != phase and time.monotonic() - told > 1
-        ) or time.monotonic() - told > PROGRESS_EVERY:
-            told, phase = time.monotonic(), engine.phase
-            say(f"vLLM is {phase} ({elapsed:.0f} s)")
-            _tell(engine.folder, replace(status, phase=phase))
+        if engine.phase != phase or now - reported > REPORT_EVERY:
+            still = "still " if engine.phase == phase else ""
+            phase, reported = engine.phase, now
+            say(f"vLLM is {still}{phase} ({now - began:.0f} s)")
+            _publish(folder, replace(status, phase=phase))
         time.sleep(POLL)
     return ""
 
 
 def _watch(engine: EngineProcess) -> str:
-    """Block while the engine lives. One without health for a minute counts as dead: then that is the answer."""
+    """Block until the engine dies or hangs; returns the cause if it hangs, otherwise ""."""
     last_healthy = time.monotonic()
     next_check = last_healthy + HEALTH_EVERY
-    while not engine.dead():
+    while not engine.is_dead():
         if time.monotonic() >= next_check:
-            if engine.healthy():
+            if engine.is_healthy():
                 last_healthy = time.monotonic()
             elif time.monotonic() - last_healthy > HUNG_AFTER:
-                return f"it answered nothing for {HUNG_AFTER} s"
+                return f"no response for {HUNG_AFTER} s"
             next_check = time.monotonic() + HEALTH_EVERY
         time.sleep(POLL)
     return ""
 
 
-def _tell(folder: Path, status: Status) -> None:
-    """Tell the page. A full disk is no reason to end an engine that runs."""
+def _publish(folder: Path, status: Status) -> None:
+    """Tell the page. A full disk must not end an engine that runs."""
     try:
         run_dir.write_status(folder, status)
     except OSError as error:
-        say(
-            f"WARNING: {folder} cannot be written to ({error.strerror}): the page does not learn of {status.state}."
+        _warn_once(
+            f"{folder} is not writable ({error.strerror}): the page cannot show that the engine is "
+            f"{status.state}."
         )
+
+
+@cache
+def _warn_once(text: str) -> None:
+    say(f"WARNING: {text}")

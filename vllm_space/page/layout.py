@@ -172,6 +172,6 @@ class Page:
         """What is wrong with the engine, or with any of the servers; empty if nothing is."""
         status = run_dir.read_status(self.config.engine_run_dir)
         if status and status.state != "ready":
-            why = f" It ended because {status.reason}." if status.reason else ""
+            why = f" Last failure: {status.reason}." if status.reason else ""
             return f"⏳ **{status.sentence}**{why} This page reconnects automatically."
         return "  \n".join(f"⚠️ {sentence}" for sentence in self.catalog.problems().values())
