@@ -46,13 +46,13 @@ def request_fields(values: Mapping[str, Any], max_tokens_limit: int) -> dict[str
     max_tokens is always sent, by default as the limit, so that no answer is unbounded. Raises
     Rejected with one sentence for each value that is out of bounds.
     """
-    given = {
+    set_values = {
         name: value
         for name, value in values.items()
         if name in NAMES and value not in (None, "", [], ())
     }
     try:
-        fields: dict[str, Any] = _Sampling(**given).model_dump(include=set(given))
+        fields: dict[str, Any] = _Sampling(**set_values).model_dump(include=set(set_values))
     except ValidationError as error:
         raise errors.Rejected(" ".join(_explain(problem) for problem in error.errors())) from None
     if fields.setdefault("max_tokens", max_tokens_limit) > max_tokens_limit:

@@ -459,9 +459,9 @@ def allowed(name: str) -> str:
 def _explain(problem: ErrorDetails) -> str:
     """One line: the variable, its value (unless it is a secret) and the allowed values."""
     name = str(problem["loc"][0])
-    shown = "" if name.upper() in SECRETS else f"={shorten(str(problem['input']))}"
+    value = "" if name.upper() in SECRETS else f"={shorten(str(problem['input']))}"
     detail = f" ({problem['ctx']['error']})" if problem["type"] == "value_error" else ""
-    return f"{name.upper()}{shown} is invalid{detail}. Use {allowed(name)}."
+    return f"{name.upper()}{value} is invalid{detail}. Use {allowed(name)}."
 
 
 def shorten(text: str, limit: int = 80) -> str:
@@ -476,11 +476,11 @@ def _dotenv() -> dict[str, str | None]:
 
 def unknown_names() -> list[str]:
     """A warning for each APP_* or ENGINE_* variable that does not exist, with the nearest match."""
-    known = {name.upper() for name in Settings.model_fields}
+    existing = {name.upper() for name in Settings.model_fields}
     warnings = []
     for name in sorted({*os.environ, *_dotenv()}):
-        if name.startswith(("APP_", "ENGINE_")) and name.upper() not in known:
-            nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0)
+        if name.startswith(("APP_", "ENGINE_")) and name.upper() not in existing:
+            nearest = difflib.get_close_matches(name, sorted(existing), n=1, cutoff=0)
             warnings.append(
                 f"{name} is set, but there is no such variable. Did you mean {nearest[0]}?"
             )

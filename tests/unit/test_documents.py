@@ -82,7 +82,7 @@ def hf_help(*command: str) -> str:
     return done.stdout
 
 
-def test_the_changelog_begins_with_the_version():
+def test_the_changelog_has_the_version():
     versions = re.findall(r"^## (.*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert versions[0] == __version__
     assert f'-S"## {__version__}"' in README

@@ -51,19 +51,19 @@ def test_the_newest_conversations_are_stored(call):
     stored = []
     for id in range(MAX_STORED + 5):
         stored, listed, delete, _ = call("store", snapshot(id), stored)
-    assert [kept["id"] for kept in stored] == list(range(MAX_STORED + 4, 4, -1))
+    assert [item["id"] for item in stored] == list(range(MAX_STORED + 4, 4, -1))
     assert listed["value"] == stored[0]["id"]
     assert delete["interactive"]
 
 
-def test_large_conversations_push_out_old_ones(call):
+def test_large_conversations_replace_old_ones(call):
     stored = []
     for id in (1, 2):
         stored = call("store", snapshot(id, HALF_OF_THE_ROOM), stored)[0]
-    assert [kept["id"] for kept in stored] == [2]
+    assert [item["id"] for item in stored] == [2]
 
 
-def test_storing_again_replaces_a_conversation(call):
+def test_storing_again_replaces_the_old_one(call):
     stored = [conversation(2), conversation(1)]
     stored, *_, retry_timer = call("store", snapshot(1, "More", failed=True), stored)
     assert stored == [conversation(1, "More"), conversation(2)]
@@ -71,7 +71,7 @@ def test_storing_again_replaces_a_conversation(call):
     assert call("remove", stored, 1)[0] == [conversation(2)]
 
 
-def test_an_unanswered_message_returns_to_the_box(call):
+def test_an_unanswered_message_is_given_back(call):
     history = [{"role": "user", "content": []}, {"role": "assistant", "content": []}]
     pending, sent, box = call("send", {"text": "Hello", "files": []}, history)
     assert (len(sent), box["value"]["text"]) == (3, "")
