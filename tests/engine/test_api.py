@@ -215,7 +215,7 @@ FUZZED = [path for path, method in ENDPOINTS.items() if method == "POST"]
 FUZZED.remove("/v1/embeddings")  # a generative model has none
 
 
-@pytest.mark.parametrize("count", [8, pytest.param(100, marks=pytest.mark.release)])
+@pytest.mark.parametrize("count", [12, pytest.param(40, marks=pytest.mark.release)])
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 @pytest.mark.parametrize("path", FUZZED)
 def test_fuzzed_requests_are_answered(space, schema, path, mode, count):
