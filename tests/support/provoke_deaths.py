@@ -1,6 +1,7 @@
-"""Lets the installed vLLM's api_server die of each cause in turn, in one process: importing it takes longer than dying.
+"""Makes the installed vLLM's api_server die in several ways, in one process to import it only once.
 
-Run with the demo model's folder and an empty folder. Prints the name of each cause and what the server said of it.
+Arguments: the demo model's folder and an empty folder. Prints "CASE name" and then the server's
+output, for every case.
 """
 
 import json
@@ -12,8 +13,8 @@ from pathlib import Path
 
 DEMO_MODEL, FOLDER = map(Path, sys.argv[1:])
 
-# Cause -> (flags of the server, fields of the model's config.json that differ from the demo model's)
-CAUSES = {
+# Case -> (flags of the server, changes to the demo model's config.json)
+CASES = {
     "unknown flag": (["--no-such-flag", "1"], {}),
     "bad value": (["--max-num-seqs", "many"], {}),
     "unknown reasoning parser": (["--reasoning-parser", "mind"], {}),
@@ -23,7 +24,7 @@ CAUSES = {
     "heads not divisible": (["--tensor-parallel-size", "7"], {}),
     "unsupported architecture": ([], {"architectures": ["NoSuchModel"]}),
     "unknown model type": ([], {"model_type": "nosuch", "architectures": ["NoSuchModel"]}),
-    "code of its own": (
+    "custom code": (
         [],
         {"model_type": "nosuch", "auto_map": {"AutoConfig": "configuration.Config"}},
     ),
@@ -40,9 +41,9 @@ def model(name: str, changes: dict) -> Path:
     return folder
 
 
-for cause, (flags, changes) in CAUSES.items():
-    print(f"CAUSE {cause}", flush=True)
-    sys.argv = ["api_server", "--model", str(model(cause, changes)), "--enforce-eager", *flags]
+for case, (flags, changes) in CASES.items():
+    print(f"CASE {case}", flush=True)
+    sys.argv = ["api_server", "--model", str(model(case, changes)), "--enforce-eager", *flags]
     sys.stderr = sys.stdout
     try:
         runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")
