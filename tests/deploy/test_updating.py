@@ -1,4 +1,4 @@
-"""The README's way to bring a changed copy to a new version, with git."""
+"""docs/updating.md: a new version of the template reaches a changed copy, and changes stay."""
 
 import os
 import re
@@ -9,8 +9,10 @@ import pytest
 
 from support.programs import ROOT
 
-SECTION = (ROOT / "README.md").read_text().split("## Updating your copy")[1].split("\n## ")[0]
-ONCE, EVERY_TIME = re.findall(r"```bash\n((?:git|cd) .*?)```", SECTION, re.DOTALL)
+GUIDE = (ROOT / "docs" / "updating.md").read_text()
+CLONE, ONCE, EVERY_TIME = re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)
+# Only needed for the Hub itself.
+HUB_ONLY = re.compile(r"^(hf|git lfs) .*\n", re.MULTILINE)
 TEMPLATE = {"README.md": "One\nTwo\nThree\n", "app.py": "a = 1\n", "CHANGELOG.md": "## 1.0.0\n"}
 
 
@@ -46,11 +48,12 @@ def repositories(tmp_path) -> tuple[Path, Path]:
     return template, copy
 
 
-def test_an_update_keeps_both_sides_changes(repositories, tmp_path):
+def test_a_duplicate_keeps_its_changes(repositories, tmp_path):
     template, copy = repositories
     commit(copy, "Mine", **{"README.md": "One\nTwo\nThree, mine\n", "mine.py": "b = 2\n"})
 
     def update(commands: str) -> None:
+        commands = HUB_ONLY.sub("", commands)
         commands = commands.replace("https://huggingface.co/spaces/<user>/<space>", str(copy))
         run(commands.replace("https://huggingface.co/spaces/OWNER/SPACE", str(template)), tmp_path)
 
@@ -65,3 +68,13 @@ def test_an_update_keeps_both_sides_changes(repositories, tmp_path):
     assert (copy / "app.py").read_text() == "a = 2\n"
     assert (copy / "README.md").read_text() == "One, new\nTwo\nThree, mine\n"
     assert (copy / "mine.py").exists()
+
+
+def test_a_clone_keeps_its_changes(repositories, tmp_path):
+    template, _ = repositories
+    clone = tmp_path / "clone"
+    run(f"git clone -q {template} {clone}", tmp_path)
+    (clone / "README.md").write_text("One\nTwo\nThree, mine\n")
+    commit(template, "1.1.0", **{"README.md": "One, new\nTwo\nThree\n"})
+    run(HUB_ONLY.sub("", CLONE), clone)
+    assert (clone / "README.md").read_text() == "One, new\nTwo\nThree, mine\n"

@@ -35,7 +35,7 @@ def test_hardware_is_that_of_the_code():
 def test_the_readme_is_short():
     text = CODE_BLOCK.sub("", README.split("---\n", 2)[2])
     lines = [line for line in text.splitlines() if not line.startswith(("|", "<"))]
-    assert len(" ".join(lines).split()) <= 1500  # words
+    assert len(" ".join(lines).split()) <= 1550  # words
 
 
 @documents
@@ -85,7 +85,7 @@ def hf_help(*command: str) -> str:
 def test_the_changelog_has_the_version():
     versions = re.findall(r"^## (.*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert versions[0] == __version__
-    assert f'-S"## {__version__}"' in README
+    assert f'-S"## {__version__}"' in DOCUMENTS["updating.md"]
 
 
 def test_the_card_names_what_exists():
