@@ -1,4 +1,4 @@
-"""engine.py and hardware.py: which command line and environment the engine gets, by settings and hardware."""
+"""command.py, hardware.py, deaths.py: the engine's command line and environment, and its death."""
 
 import os
 import shlex
@@ -19,14 +19,12 @@ def config(**values) -> settings.Settings:
     return settings.Settings(_env_file=None, **values)
 
 
-def line_of(gpus=(), **values) -> str:
-    line = command.command_line(config(**values), list(gpus))
-    return shlex.join(line[1:])  # without the interpreter
+# -- the command line ----------------------------------------------------------------------
 
-
-OPENAI = "-m vllm.entrypoints.openai.api_server"
-END = "--allowed-media-domains none.invalid --disable-uvicorn-access-log"
+OPENAI = "vllm.entrypoints.openai.api_server"
 QWEN = settings.DEFAULT_GPU_MODEL
+ADDRESS = "--host 127.0.0.1 --port 8000"
+END = "--allowed-media-domains none.invalid --disable-uvicorn-access-log"
 
 
 @pytest.mark.parametrize(
@@ -35,22 +33,22 @@ QWEN = settings.DEFAULT_GPU_MODEL
         pytest.param(
             [],
             {},
-            f"{OPENAI} --model {settings.DEMO_MODEL} --host 127.0.0.1 --port 8000 --served-model-name vllm-space-demo "
-            f"--max-model-len -1 --enforce-eager {END}",
-            id="no GPU: the demo model",
+            f"-m {OPENAI} --model {settings.DEMO_MODEL} {ADDRESS} "
+            f"--served-model-name vllm-space-demo --max-model-len -1 --enforce-eager {END}",
+            id="no GPU: demo model",
         ),
         pytest.param(
             [gpu()],
             {},
-            f"{OPENAI} --model {QWEN} --host 127.0.0.1 --port 8000 --served-model-name {QWEN} --max-model-len -1 "
-            f"--tensor-parallel-size 1 {END}",
+            f"-m {OPENAI} --model {QWEN} {ADDRESS} --served-model-name {QWEN} "
+            f"--max-model-len -1 --tensor-parallel-size 1 {END}",
             id="one GPU",
         ),
         pytest.param(
             [gpu("Tesla T4", 7.5)],
             {},
-            f"{OPENAI} --model {QWEN} --host 127.0.0.1 --port 8000 --served-model-name {QWEN} --dtype half "
-            f"--max-model-len -1 --tensor-parallel-size 1 {END}",
+            f"-m {OPENAI} --model {QWEN} {ADDRESS} --served-model-name {QWEN} "
+            f"--dtype half --max-model-len -1 --tensor-parallel-size 1 {END}",
             id="T4: no bfloat16",
         ),
         pytest.param(
@@ -61,9 +59,9 @@ QWEN = settings.DEFAULT_GPU_MODEL
                 "gpu_memory_utilization": 0.8,
                 "quantization": "fp8",
             },
-            f"{OPENAI} --model a/b --host 127.0.0.1 --port 8000 --served-model-name a/b --quantization fp8 "
+            f"-m {OPENAI} --model a/b {ADDRESS} --served-model-name a/b --quantization fp8 "
             f"--max-model-len 8192 --gpu-memory-utilization 0.8 --tensor-parallel-size 2 {END}",
-            id="three GPUs: two of them",
+            id="three GPUs: uses two",
         ),
         pytest.param(
             [gpu()] * 8,
@@ -78,11 +76,11 @@ QWEN = settings.DEFAULT_GPU_MODEL
                 "engine_port": 9000,
                 "engine_args": "--max-num-seqs 8 --dtype auto",
             },
-            f"{OPENAI} --model a/b --host 127.0.0.1 --port 9000 --served-model-name a/b --revision v2 --dtype bfloat16 "
-            "--max-model-len -1 --tensor-parallel-size 4 --trust-remote-code --reasoning-parser qwen3 "
-            f"--tool-call-parser hermes --enable-auto-tool-choice {END} "
-            "--max-num-seqs 8 --dtype auto",
-            id="the owner's flags come last",
+            f"-m {OPENAI} --model a/b --host 127.0.0.1 --port 9000 --served-model-name a/b "
+            "--revision v2 --dtype bfloat16 --max-model-len -1 --tensor-parallel-size 4 "
+            "--trust-remote-code --reasoning-parser qwen3 --tool-call-parser hermes "
+            f"--enable-auto-tool-choice {END} --max-num-seqs 8 --dtype auto",
+            id="ENGINE_ARGS come last",
         ),
         pytest.param(
             [gpu()],
@@ -91,31 +89,54 @@ QWEN = settings.DEFAULT_GPU_MODEL
                 "engine_module": "vllm.entrypoints.api_server",
                 "reasoning_parser": "qwen3",
             },
-            "-m vllm.entrypoints.api_server --model a/b --host 127.0.0.1 --port 8000 --served-model-name a/b "
+            f"-m vllm.entrypoints.api_server --model a/b {ADDRESS} --served-model-name a/b "
             "--max-model-len -1 --tensor-parallel-size 1",
-            id="the legacy server lacks some flags",
+            id="legacy server: fewer flags",
         ),
     ],
 )
 def test_command_line(gpus, values, expected):
-    assert line_of(gpus, **values) == expected
+    _, *arguments = command.command_line(config(**values), gpus)
+    assert shlex.join(arguments) == expected
 
 
-def test_secrets_are_in_the_environment_and_not_on_the_command_line():
-    secret = config(hf_token="hf_marked", model_api_key="engine-marked")
-    assert "marked" not in " ".join(command.command_line(secret, []))
-    env = command.environment(secret, [])
+@pytest.mark.parametrize(
+    ("gpus", "values", "origin"),
+    [
+        ([gpu()], {"model_id": "a/b"}, "MODEL_ID"),
+        ([gpu()], {}, "default for a GPU"),
+        ([], {}, "demo model: no GPU found"),
+        ([], {"engine_device": "cpu"}, "demo model: ENGINE_DEVICE=cpu"),
+    ],
+)
+def test_log_says_why_the_model_was_chosen(gpus, values, origin):
+    assert command.model_origin(config(**values), gpus) == origin
+
+
+def test_local_model_is_served_without_its_path(tmp_path):
+    model = tmp_path / "my-model"
+    model.mkdir()
+    assert command.served_model_name(str(model)) == "my-model"
+
+
+# -- the environment -----------------------------------------------------------------------
+
+
+def test_secrets_are_in_the_environment_only():
+    secrets = config(hf_token="hf_marked", model_api_key="engine-marked")
+    assert "marked" not in " ".join(command.command_line(secrets, []))
+    env = command.environment(secrets, [])
     assert (env["HF_TOKEN"], env["VLLM_API_KEY"]) == ("hf_marked", "engine-marked")
 
 
-def test_no_usage_statistics_unless_the_owner_wants_them(monkeypatch):
+def test_usage_statistics_are_off_unless_the_owner_turns_them_on(monkeypatch):
     monkeypatch.delenv("VLLM_NO_USAGE_STATS", raising=False)
     assert command.environment(config(), [])["VLLM_NO_USAGE_STATS"] == "1"
     monkeypatch.setenv("VLLM_NO_USAGE_STATS", "0")
     assert command.environment(config(), [])["VLLM_NO_USAGE_STATS"] == "0"
 
 
-def test_without_nvcc_no_sampler_that_needs_it(monkeypatch, tmp_path):
+def test_flashinfer_sampler_is_off_without_nvcc(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "none"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert command.environment(config(), [gpu()])["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
@@ -123,21 +144,19 @@ def test_without_nvcc_no_sampler_that_needs_it(monkeypatch, tmp_path):
     assert "VLLM_USE_FLASHINFER_SAMPLER" not in command.environment(config(), [gpu()])
 
 
-def test_on_a_share_of_a_machine_the_cpu_engine_takes_no_more_threads(monkeypatch):
+def test_cpu_engine_uses_no_more_threads_than_the_container_has_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     assert "OMP_NUM_THREADS" not in command.environment(config(), [])
     monkeypatch.setenv("SPACE_ID", "me/my-space")
     monkeypatch.setenv("CPU_CORES", "8")
     env = command.environment(config(), [])
     assert (env["VLLM_CPU_OMP_THREADS_BIND"], env["OMP_NUM_THREADS"]) == ("nobind", "7")
-    assert "OMP_NUM_THREADS" not in command.environment(
-        config(), [gpu()]
-    )  # with a GPU, vLLM itself sees to it
+    assert "OMP_NUM_THREADS" not in command.environment(config(), [gpu()])
     monkeypatch.setenv("CPU_CORES", "64")
     assert "OMP_NUM_THREADS" not in command.environment(config(), [])
 
 
-def test_the_cpu_engine_leaves_a_core_to_the_page(monkeypatch):
+def test_cpu_engine_leaves_one_core_to_the_page(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5})
     assert command.cores(config(), []) == {0, 3}
     assert command.cores(config(), [gpu()]) == {0, 3, 5}
@@ -148,13 +167,10 @@ def test_the_cpu_engine_leaves_a_core_to_the_page(monkeypatch):
     assert command.cores(config(), []) == {7}
 
 
-def test_a_local_model_is_served_under_its_own_name_without_the_path(tmp_path):
-    model = tmp_path / "my-model"
-    model.mkdir()
-    assert command.served_model_name(str(model)) == "my-model"
+# -- the hardware --------------------------------------------------------------------------
 
 
-def fake_nvidia_smi(folder: Path, output: str, code: int = 0) -> None:
+def write_nvidia_smi(folder: Path, output: str, code: int = 0) -> None:
     script = folder / "nvidia-smi"
     script.write_text(f"#!/bin/sh\ncat <<'EOF'\n{output}\nEOF\nexit {code}\n")
     script.chmod(0o755)
@@ -162,39 +178,35 @@ def fake_nvidia_smi(folder: Path, output: str, code: int = 0) -> None:
 
 def test_gpus_are_read_from_nvidia_smi(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    fake_nvidia_smi(
-        tmp_path,
-        "Tesla T4, 15360, 14900, 7.5, 535.1\nNVIDIA L4, 23034, 22000, 8.9, 535.1\nlost, [N/A], 0, 0, 0",
-    )
+    t4, l4 = "Tesla T4, 15360, 14900, 7.5, 535.1", "NVIDIA L4, 23034, 22000, 8.9, 535.1"
+    write_nvidia_smi(tmp_path, f"{t4}\n{l4}\nlost, [N/A], 0, 0, 0")
     assert hardware.gpus() == [
         Gpu("Tesla T4", 15360, 14900, 7.5, "535.1"),
         Gpu("NVIDIA L4", 23034, 22000, 8.9, "535.1"),
     ]
-    assert hardware.gpus("cpu") == []  # the engine runs on the CPU although there are GPUs
-    fake_nvidia_smi(tmp_path, "No devices were found", code=6)
+    assert hardware.gpus("cpu") == []
+    write_nvidia_smi(tmp_path, "No devices were found", code=6)
     assert hardware.gpus() == []
+
+
+# -- deaths --------------------------------------------------------------------------------
+
+OUT_OF_MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB."
+SMALL_SHM = "RuntimeError: Insufficient space in /dev/shm: 160 MiB required, 64 MiB free."
 
 
 @pytest.mark.parametrize(
     ("lines", "code", "expected"),
     [
-        (
-            ["INFO fine", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB."],
-            1,
-            "smaller MODEL_ID",
-        ),
+        (["INFO fine", OUT_OF_MEMORY], 1, "smaller MODEL_ID"),
         (["ValueError: No available memory for the cache blocks."], 1, "MAX_MODEL_LEN"),
         (["api_server.py: error: unrecognized arguments: --no-such-flag"], 2, "--no-such-flag"),
         (["OSError: [Errno 28] No space left on device"], 1, "the disk is full"),
-        (
-            ["RuntimeError: Insufficient space in /dev/shm: 160 MiB required, 64 MiB free."],
-            1,
-            "--shm-size",
-        ),
+        ([SMALL_SHM], 1, "--shm-size"),
         (["INFO loading"], -9, "memory ran out"),
         (["INFO loading", "KeyError: 'a.b.c'", "INFO bye"], 1, "KeyError: 'a.b.c'"),
-        ([], 3, "exit code 3"),
+        ([], 3, "exit code 3, no error message"),
     ],
 )
-def test_a_death_is_explained_from_the_last_lines(lines, code, expected):
+def test_death_is_explained_from_the_last_lines(lines, code, expected):
     assert expected in deaths.explain(lines, code)
