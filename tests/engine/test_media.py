@@ -39,4 +39,4 @@ def test_requests_cannot_make_vllm_download():
         done = subprocess.run(program, capture_output=True, text=True, timeout=120)
         assert done.stdout.count("rejected:") == 4, done.stderr
         assert done.stdout.splitlines()[-1] == "(64, 64)"
-        assert site.asked == []
+        assert site.request_lines == []

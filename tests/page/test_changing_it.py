@@ -72,9 +72,9 @@ def test_a_new_button_answers(url, visit, engine):
     page.get_by_role("button", name="Summarise").click()
     expect(page.locator(ANSWER).last).to_contain_text("briefly briefly")
     expect(page.locator(QUESTION).last).to_have_text("Summarise our conversation so far.")
-    engine.left.clear()
+    engine.client_left.clear()
     page.locator(STOP).click()
-    assert engine.left.wait(5)
+    assert engine.client_left.wait(5)
     expect(message_box(page)).to_be_enabled()
 
     page.reload()

@@ -50,7 +50,7 @@ def test_only_the_open_status_tab_polls(engine, tab):
     for _ in range(3):
         with tab.expect_response("**/run/predict*"):
             tab.clock.run_for(PERIOD)
-    assert "GET /metrics" in engine.asked
+    assert "GET /metrics" in engine.request_lines
 
     open_tab(tab, "Completion")
     expect(tab.get_by_label("Top-p")).to_be_visible()

@@ -37,8 +37,8 @@ class ScriptedEngine:
     text_type: str = "text/plain"  # content type of text replies
     # (path, headers, body) of every POST
     requests: list[tuple[str, dict, dict]] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)  # "METHOD path" of every request
-    left: threading.Event = field(default_factory=threading.Event)  # a client left in mid-stream
+    request_lines: list[str] = field(default_factory=list)  # "METHOD path" of every request
+    client_left: threading.Event = field(default_factory=threading.Event)  # in mid-stream
     url: str = ""
 
     @contextmanager
@@ -59,7 +59,7 @@ def _handler(engine: ScriptedEngine) -> type[QuietHandler]:
         def parse_request(self) -> bool:
             valid = super().parse_request()
             if valid:
-                engine.asked.append(f"{self.command} {self.path}")
+                engine.request_lines.append(f"{self.command} {self.path}")
             return valid
 
         def do_GET(self) -> None:
@@ -102,7 +102,7 @@ def _handler(engine: ScriptedEngine) -> type[QuietHandler]:
             except Cut:
                 self.close_connection = True
             except OSError:
-                engine.left.set()
+                engine.client_left.set()
                 self.close_connection = True
 
     return Handler

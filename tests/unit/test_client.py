@@ -118,7 +118,7 @@ def test_close_closes_the_connection():
         with closing(client.chat(model_of(engine), MESSAGES, {})) as chunks:
             next(chunks)
             next(chunks)
-        assert engine.left.wait(1)
+        assert engine.client_left.wait(1)
 
 
 def test_catalog_omits_servers_that_are_down():

@@ -72,7 +72,7 @@ def url(engine) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def forget_requests(engine):
-    engine.asked.clear()
+    engine.request_lines.clear()
     engine.requests.clear()
 
 
@@ -93,7 +93,7 @@ def test_api_is_disabled_without_keys(engine):
             response = post(url, path)
             assert response.status_code == 404
             assert "API_KEYS" in response.json()["error"]["message"]
-        assert engine.asked == []
+        assert engine.request_lines == []
         assert requests.get(f"{url}/healthz", timeout=5).json() == {"status": "ok"}
 
 
@@ -119,7 +119,7 @@ def test_api_is_disabled_without_keys(engine):
 def test_only_a_valid_key_is_accepted(url, engine, headers, status):
     response = requests.post(url + CHAT_PATH, json=CHAT, headers=headers, timeout=5)
     assert response.status_code == status
-    assert len(engine.asked) == (status == 200)
+    assert len(engine.request_lines) == (status == 200)
     if status == 401:
         assert response.json()["error"]["code"] == "invalid_api_key"
 
@@ -193,7 +193,7 @@ def test_unlisted_paths_are_blocked(url, engine, method, target):
     connection.putheader("Content-Length", "2")
     connection.endheaders(b"{}")
     assert connection.getresponse().status in (400, 404, 405)
-    assert engine.asked == []
+    assert engine.request_lines == []
 
 
 @pytest.mark.parametrize("path", ENDPOINTS)
@@ -203,7 +203,7 @@ def test_each_path_accepts_one_method(url, engine, path):
             response = requests.request(method, url + path, headers=KEY, timeout=5)
             assert response.status_code == 405, method
             assert response.headers["Allow"] == ENDPOINTS[path]
-    assert engine.asked == []
+    assert engine.request_lines == []
 
 
 # -- relaying ------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_disconnect_reaches_the_engine():
     with endless.running(), serving(endless.url) as url:
         with post(url, stream=True) as response:
             next(response.iter_content(10))
-        assert endless.left.wait(1)
+        assert endless.client_left.wait(1)
 
 
 # -- limits --------------------------------------------------------------------------------
@@ -324,7 +324,7 @@ def test_oversized_bodies_are_rejected(engine, url):
     chunks = (b"x" * 2**20 for _ in range(BODY_LIMIT // 2**20 + 1))
     chunked = requests.post(f"{url}/v1/responses", data=chunks, headers=KEY, timeout=20)
     assert chunked.status_code == 413
-    assert engine.asked == []
+    assert engine.request_lines == []
 
 
 def test_rate_limit_applies_per_key(engine):
@@ -488,11 +488,11 @@ def test_missing_engine_is_reported():
 
 def test_health_checks_are_cached(url, engine):
     time.sleep(health.MAX_AGE)
-    engine.asked.clear()
+    engine.request_lines.clear()
     started_at = time.monotonic()
     for _ in range(100):
         assert requests.get(f"{url}/healthz", timeout=5).status_code == 200
-    assert len(engine.asked) <= 1 + (time.monotonic() - started_at) / health.MAX_AGE
+    assert len(engine.request_lines) <= 1 + (time.monotonic() - started_at) / health.MAX_AGE
 
 
 def test_health_is_503_when_all_are_down():

@@ -76,7 +76,7 @@ def test_system_prompt_counts_too(generation, engine):
 
 def test_short_prompts_are_not_tokenized(generation, engine):
     ask(generation, HELLO, sampling={"max_tokens": 100})
-    assert "POST /tokenize" not in engine.asked
+    assert "POST /tokenize" not in engine.request_lines
     assert engine.requests[0][2]["max_tokens"] == 100
 
 

@@ -72,7 +72,7 @@ def test_leaving_during_prefill_frees_engine():
         assert next(answers).text == ""  # a heartbeat: nothing has arrived yet
         answers.close()
         release.set()
-        assert engine.left.wait(2)
+        assert engine.client_left.wait(2)
     deadline = time.monotonic() + 2
     while threading.active_count() > before + 1 and time.monotonic() < deadline:
         time.sleep(0.02)
