@@ -223,7 +223,7 @@ def test_fuzzed_requests_are_answered(space, schema, path, mode):
 
     @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
     @hypothesis.settings(
-        max_examples=40,
+        max_examples=25,
         deadline=None,
         database=None,
         derandomize=True,
