@@ -1,5 +1,5 @@
-"""./start.sh where people put it: another user's read-only checkout, a path with spaces, a port it may not have, and a
-proxy that serves it under a path. Around a stand-in for the engine.
+"""./start.sh in other places, with a scripted engine: a read-only checkout of another user, a path
+with spaces, a privileged port, and a reverse proxy that serves it under a path.
 """
 
 import shutil
@@ -10,58 +10,46 @@ import pytest
 import requests
 from playwright.sync_api import expect
 
-from support.chromium import ANSWER, ask
+from support.chromium import ANSWER, ask, message_box, open_tab, sign_in
 from support.programs import ROOT, STAND_IN_ENGINE, free_port
 from support.scripted_platform import platform
-from support.unprivileged import as_user, give
+from support.unprivileged import as_user
 
 pytestmark = [
-    pytest.mark.vllm,  # start.sh looks for it
-    pytest.mark.filterwarnings(
-        "ignore::urllib3.exceptions.InsecureRequestWarning"
-    ),  # nobody's certificate
+    pytest.mark.vllm,  # start.sh requires it to be installed
+    # The certificate is self-signed.
+    pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning"),
 ]
 
 
 @pytest.fixture(scope="module")
 def checkout(computer) -> Path:
-    """A checkout that the user may read and run, and not write to."""
+    """A checkout that the user can read and run, but not write to."""
     folder = computer / "somebody's own space"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", "__pycache__", ".env"))
-    for one in (folder, *folder.rglob("*")):
-        one.chmod(0o555 if one.is_dir() or one.name == "start.sh" else 0o444)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o555 if path.is_dir() or path.name == "start.sh" else 0o444)
     yield folder
-    for one in (folder, *folder.rglob("*")):
-        one.chmod(0o755)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755)
 
 
 @pytest.fixture
-def start(program, computer, user_python, checkout):
-    """start(flags, NAME="value") -> Program: ./start.sh under the unprivileged user."""
-    home = computer / "home of start"
-    home.mkdir(exist_ok=True)
-    give(home)
+def start(program, user_env, checkout):
+    """start(PORT, NAME="value") -> Program: ./start.sh as the unprivileged user."""
 
-    def run(*flags: str, **owner: str):
-        env = {
-            "HOME": str(home),
-            "USER": "user",
-            "PATH": f"{user_python.parent}:/usr/local/bin:/usr/bin:/bin",
-            "LD_LIBRARY_PATH": str(computer / "env" / "base" / "lib"),  # see unprivileged.py
-            "HF_HUB_OFFLINE": "1",
-            "GRADIO_ANALYTICS_ENABLED": "False",
-            "ENGINE_PORT": str(free_port()),
-        }
-        env = STAND_IN_ENGINE | {"PYTHONPATH": str(checkout / "tests")} | env | owner
-        return program(as_user(env, "./start.sh", *flags), cwd=checkout)
+    def run(port: int, **owner: str):
+        env = user_env | STAND_IN_ENGINE | {"PYTHONPATH": str(checkout / "tests")} | owner
+        env["ENGINE_PORT"] = str(free_port())
+        return program(as_user(env, "./start.sh", "--port", str(port)), cwd=checkout)
 
     return run
 
 
-def test_another_users_read_only_checkout_in_a_path_with_spaces(start, checkout):
+def test_read_only_checkout_with_spaces(start, checkout):
     before = sorted(checkout.rglob("*"))
     port = free_port()
-    running = start("--port", str(port))
+    running = start(port)
     url = f"http://127.0.0.1:{port}"
     running.wait_until_up(url, 90)
     assert gradio_client.Client(url, verbose=False).predict("Hi", api_name="/chat") == "Hello"
@@ -69,56 +57,46 @@ def test_another_users_read_only_checkout_in_a_path_with_spaces(start, checkout)
     assert sorted(checkout.rglob("*")) == before
 
 
-def test_a_port_that_only_root_may_open_is_a_sentence(start):
+def test_privileged_port_is_rejected(start):
     if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 80:
-        pytest.skip("here everyone may open port 80")
-    running = start("--port", "80")
+        pytest.skip("on this machine every user may open port 80")
+    running = start(80)
     assert running.process.wait(30) == 1
-    assert (
-        "ERROR: Port 80 on 127.0.0.1 cannot be used (Permission denied): set --port"
-        in running.output
-    )
+    error = "ERROR: Port 80 on 127.0.0.1 cannot be used (Permission denied): set --port"
+    assert error in running.output
     assert "Traceback" not in running.output
 
 
-def test_behind_a_proxy_that_serves_it_under_a_path(start, tmp_path, chromium):
+def test_proxy_serves_it_under_a_path(start, tmp_path, chromium):
     port = free_port()
-    running = start(
-        "--port",
-        str(port),
-        GRADIO_ROOT_PATH="/tools/chat",
-        APP_USERNAME="alice",
-        APP_PASSWORD="right",
-        API_KEYS="key",
-    )
+    login = {"APP_USERNAME": "alice", "APP_PASSWORD": "right"}
+    running = start(port, GRADIO_ROOT_PATH="/tools/chat", API_KEYS="key", **login)
     running.wait_until_up(f"http://127.0.0.1:{port}", 90)
     with platform(tmp_path, port, prefix="/tools/chat") as site:
         url = f"{site.url}/tools/chat"
-        assert requests.get(f"{url}/healthz", verify=False, timeout=10).json() == {"status": "ok"}
-        assert requests.get(
-            f"{url}/v1/models", headers={"x-api-key": "key"}, verify=False, timeout=10
-        ).json()["data"]
+
+        def get(path: str) -> dict:
+            key = {"x-api-key": "key"}
+            return requests.get(url + path, headers=key, verify=False, timeout=10).json()
+
+        assert get("/healthz") == {"status": "ok"}
+        assert get("/v1/models")["data"]
         client = gradio_client.Client(
             f"{url}/", auth=("alice", "right"), ssl_verify=False, verbose=False
         )
         assert client.predict("Hi", api_name="/chat") == "Hello"
 
-        context = chromium.new_context(ignore_https_errors=True)
-        page = context.new_page()
-        outside = []
-        page.on(
-            "response", lambda answer: outside.append(answer.url) if answer.status == 418 else None
-        )
-        page.goto(f"{url}/")
-        for password in ("wrong", "right"):
-            page.get_by_label("User name").fill("alice")
-            page.get_by_label("Password").fill(password)
-            page.get_by_role("button", name="Sign in", exact=True).click()
-        expect(page.get_by_placeholder("Type a message")).to_be_visible(timeout=30_000)
-        ask(page, "Hi")
-        expect(page.locator(ANSWER).last).to_have_text("Hello")
-        page.get_by_role("tab", name="API").click()
-        expect(page.get_by_text(f"{url}/v1").first).to_be_visible()
-        assert [cookie["path"] for cookie in context.cookies()] == ["/tools/chat/"]
-        assert outside == []  # everything is asked for under the path
-        context.close()
+        with chromium.new_context(ignore_https_errors=True) as context:
+            page = context.new_page()
+            outside = []  # requests that are not under the path
+            page.on("response", lambda answer: answer.status == 418 and outside.append(answer.url))
+            page.goto(f"{url}/")
+            for password in ("wrong", "right"):
+                sign_in(page, "alice", password)
+            expect(message_box(page)).to_be_visible(timeout=30_000)
+            ask(page, "Hi")
+            expect(page.locator(ANSWER).last).to_have_text("Hello")
+            open_tab(page, "API")
+            expect(page.get_by_text(f"{url}/v1").first).to_be_visible()
+            assert [cookie["path"] for cookie in context.cookies()] == ["/tools/chat/"]
+            assert outside == []

