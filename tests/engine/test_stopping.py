@@ -19,7 +19,9 @@ def test_visitors_who_leave_free_the_engine(space, leave, count):
     async def run():
         async with connections() as http:
             visitors = await arrive(http, space.url, count)
-            answers = [asyncio.create_task(visitor.ask("Tell me everything.")) for visitor in visitors]
+            answers = [
+                asyncio.create_task(visitor.ask("Tell me everything.")) for visitor in visitors
+            ]
             await until(lambda: all(visitor.answer.text for visitor in visitors))
             assert active_requests(space.engine_url) > 0
             await leave(visitors, answers)
