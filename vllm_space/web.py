@@ -143,8 +143,8 @@ class Web:
         elif models := self.catalog.models():
             headline = f"Ready at {urls}"
             names = ", ".join(model.label for model in models)
-            source = "MODELS" if config.models else "served at MODEL_URL"
-            model = f"{'model' if len(models) == 1 else 'models'} {names} ({source})"
+            source = ", from MODELS" if config.models else " (served at MODEL_URL)"
+            model = f"{'model' if len(models) == 1 else 'models'} {names}{source}"
         elif self.catalog.servers:
             headline = f"Page open at {urls}"
             model = "no model yet: see the warning above"
