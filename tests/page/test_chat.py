@@ -12,16 +12,12 @@ from playwright.sync_api import expect
 
 from support.chromium import ANSWER, NUMBERS, QUESTION, STOP, ask, message_box
 from support.programs import free_port
-from support.scripted_engine import Cut, ScriptedEngine, chat_stream, event
+from support.scripted_engine import Cut, ScriptedEngine, chat_event, chat_stream
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
     "0000000c49444154789c63f8ffff3f0005fe02fe0def46b80000000049454e44ae426082"
 )
-
-
-def delta(**fields: str) -> bytes:
-    return event(choices=[{"delta": fields, "finish_reason": None}])
 
 
 class Endless:
@@ -96,7 +92,7 @@ def test_escape_stops_and_shift_enter_wraps(engine, tab):
     assert engine.requests[0][2]["messages"][0]["content"] == "One\nTwo"
 
 
-def test_enter_during_an_answer_sends_nothing(engine, tab):
+def test_enter_while_answering_sends_nothing(engine, tab):
     engine.script = Endless()
     ask(tab, "Count")
     expect(tab.locator(ANSWER)).to_contain_text("word word")
@@ -111,9 +107,9 @@ def test_enter_during_an_answer_sends_nothing(engine, tab):
     expect(box).to_have_value("")
 
 
-def test_failed_answer_keeps_its_partial_text(engine, tab):
+def test_failed_answer_keeps_partial_text(engine, tab):
     def script(path, body):
-        yield delta(content="The first half")
+        yield chat_event(content="The first half")
         raise Cut
 
     engine.script = script
@@ -123,7 +119,7 @@ def test_failed_answer_keeps_its_partial_text(engine, tab):
     expect(tab.locator(QUESTION)).to_have_text("Hi")
 
 
-def test_continue_an_answer_cut_by_max_tokens(engine, tab):
+def test_continue_after_max_tokens(engine, tab):
     def script(path, body):
         if body.get("continue_final_message"):
             return chat_stream(" and more")
@@ -145,9 +141,9 @@ def test_continue_an_answer_cut_by_max_tokens(engine, tab):
     assert body["add_generation_prompt"] is False
 
 
-def test_reasoning_is_folded_and_not_sent_back(engine, tab):
+def test_reasoning_is_not_sent_back(engine, tab):
     def script(path, body):
-        yield delta(reasoning="Let me think.")
+        yield chat_event(reasoning="Let me think.")
         yield from chat_stream("42")
 
     engine.script = script
@@ -165,7 +161,7 @@ def test_think_tags_become_a_timed_thought(engine, tab):
 
     def script(path, body):
         for character in "<think>\nLet me think.\n":
-            yield delta(content=character)
+            yield chat_event(content=character)
         unfolded.wait(30)
         time.sleep(0.2)  # the page shows no duration if it is zero
         yield from chat_stream(*"</think>\n\nForty-two.")
@@ -225,7 +221,7 @@ def configured(shared_page) -> Iterator[tuple[ScriptedEngine, str]]:
         yield engine, shared_page(engine.url, TEMPERATURE="0.7", MAX_TOKENS="77")
 
 
-def test_only_filled_sampling_fields_are_sent(configured, visit):
+def test_empty_sampling_fields_are_not_sent(configured, visit):
     engine, url = configured
     tab = visit(url)
     tab.get_by_label("System prompt").fill("Be kind.")
@@ -257,7 +253,7 @@ def attach(tab, file, accepts):
     expect(tab.get_by_label("File thumbnail")).to_be_visible()
 
 
-def test_text_file_becomes_part_of_the_message(engine, tab, tmp_path):
+def test_text_file_joins_the_message(engine, tab, tmp_path):
     engine.script = lambda path, body: chat_stream("Seen")
     (tmp_path / "notes.txt").write_text("Remember the milk.")
     attach(tab, tmp_path / "notes.txt", re.compile("^(?!.*png)"))
@@ -267,7 +263,7 @@ def test_text_file_becomes_part_of_the_message(engine, tab, tmp_path):
     assert content == "What?\n\n**notes.txt**\n```\nRemember the milk.\n```"
 
 
-def test_image_is_sent_to_a_model_that_takes_it(configured, visit, tmp_path):
+def test_image_is_sent_to_a_vision_model(configured, visit, tmp_path):
     engine, url = configured
     tab = visit(url)
     (tmp_path / "dot.png").write_bytes(PNG)
@@ -321,7 +317,7 @@ def test_conversations_survive_a_restart(program, visit):
 
 def test_export_and_import_round_trip(engine, tab, tmp_path):
     def script(path, body):
-        yield delta(reasoning="Hm.")
+        yield chat_event(reasoning="Hm.")
         yield from chat_stream("```python\n    x = 1\n```\n")
 
     def export(kind):

@@ -29,7 +29,7 @@ def url(shared_page, port) -> str:
     return shared_page(f"http://127.0.0.1:{port}")
 
 
-def test_page_recovers_when_the_engine_is_back(url, port, visit):
+def test_page_recovers_with_the_engine(url, port, visit):
     tab = visit(url)
     expect(tab.locator("#banner")).to_contain_text("cannot be reached")
     ask(tab, "Anybody there?")
@@ -114,7 +114,7 @@ def test_visitors_do_not_see_the_engine_log(public_url, visit):
     expect(tab.get_by_text("/v1 is on")).to_be_visible()
 
 
-def test_owner_signs_in_and_sees_the_masked_log(start, chromium):
+def test_owner_sees_the_masked_engine_log(start, chromium):
     with chromium.new_context() as context:
         tab = context.new_page()
         tab.goto(start(APP_USERNAME="alice", APP_PASSWORD="right", APP_TITLE="My Space"))

@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 from support.chromium import ANSWER, ask, open_tab
 from support.http_server import QuietHandler, serving
 from support.programs import wait_for
-from support.scripted_engine import ScriptedEngine, chat_stream, event
+from support.scripted_engine import ScriptedEngine, chat_event, chat_stream
 
 END = "That was all."
 
@@ -75,7 +75,7 @@ def test_hostile_text_neither_runs_nor_leaks(engine, tab, other_site):
     popups = []
 
     def script(path, body):
-        yield event(choices=[{"delta": {"reasoning": text}, "finish_reason": None}])
+        yield chat_event(reasoning=text)
         yield from chat_stream(*text.splitlines(keepends=True))
 
     engine.script = script
@@ -98,7 +98,7 @@ def test_hostile_text_neither_runs_nor_leaks(engine, tab, other_site):
     assert tab.url.startswith("http://127.0.0.1")
 
 
-def test_owner_allows_images_from_another_site(page, visit, other_site):
+def test_owner_allows_images_of_another_site(page, visit, other_site):
     script = lambda path, body: chat_stream(f"![image]({other_site.url}/image.png)")  # noqa: E731
     with ScriptedEngine(script).running() as engine:
         tab = visit(page(engine.url, APP_IMAGE_ORIGINS=other_site.url))
@@ -107,7 +107,7 @@ def test_owner_allows_images_from_another_site(page, visit, other_site):
 
 
 @pytest.mark.parametrize("path", ["file=", "file/", "proxy=", "file=%20"])
-def test_server_fetches_nothing_for_a_visitor(url, other_site, path):
+def test_server_fetches_nothing_for_visitors(url, other_site, path):
     upper_case = other_site.url.replace("http", "HTTP")
     for site in (other_site.url, upper_case, "https://outside.example"):
         answer = requests.get(f"{url}/gradio_api/{path}{site}/x", timeout=10)

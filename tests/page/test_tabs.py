@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from support.chromium import ANSWER, ask, message_box, open_tab
-from support.scripted_engine import ScriptedEngine, chat_stream, completion_stream, event
+from support.scripted_engine import ScriptedEngine, chat_event, chat_stream, completion_stream
 
 PERIOD = 2_500  # ms; the Status tab is refreshed every 2 s
 RUNNING_1 = "vllm:num_requests_running 1.0\n"
@@ -95,7 +95,7 @@ def compare(tab, prompt):
     return tab.locator(".compared")
 
 
-def test_compared_answers_stream_concurrently(servers, visit):
+def test_compared_answers_stream_in_parallel(servers, visit):
     a, b, url = servers
     both_seen = threading.Event()
 
@@ -106,7 +106,7 @@ def test_compared_answers_stream_concurrently(servers, visit):
 
     def answer(word):
         for _ in range(2):
-            yield event(choices=[{"delta": {"content": word}, "finish_reason": None}])
+            yield chat_event(content=word)
         both_seen.wait(30)
         yield from chat_stream(*[word] * 40)
 
@@ -141,7 +141,7 @@ def test_compare_before_the_models_are_known(servers, visit):
 # -- the page as a whole ---------------------------------------------------------------------------
 
 
-def test_text_typed_into_an_opening_part_stays(tab):
+def test_text_typed_while_opening_stays(tab):
     """Gradio renders a tab or an accordion only when it is opened."""
     slow_frames = """() => {
         const frame = requestAnimationFrame;
@@ -179,7 +179,7 @@ NAMELESS = """() => [...document.querySelectorAll("button, input, textarea, sele
     .map((control) => control.outerHTML.slice(0, 120))"""
 
 
-def test_tabs_fit_a_phone_and_controls_have_names(engine, url, visit):
+def test_tabs_fit_a_phone_and_have_names(engine, url, visit):
     engine.metrics = lambda: RUNNING_1
     tab = visit(url, width=390)
     menu = tab.locator(".overflow-menu > button")  # for the tabs that do not fit
@@ -212,7 +212,7 @@ def test_page_works_without_browser_storage(engine, url, chromium):
     assert failures == []
 
 
-def test_page_works_in_a_frame_of_another_site(engine, url, chromium):
+def test_page_works_in_an_iframe(engine, url, chromium):
     engine.script = lambda path, body: chat_stream("framed")
     with chromium.new_context() as context:
         outer = context.new_page()
