@@ -42,7 +42,8 @@ find_environment() { # NAME REQUIREMENTS...: sets PYTHON if an environment is re
   REQUIREMENTS=("${@:2}")
   INCOMPLETE=""
   for candidate in "${PYTHON:-}" "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" python3 python; do
-    if [ -n "$candidate" ] && "$candidate" "$FIND_MISSING" "${REQUIREMENTS[@]}" >/dev/null 2>&1; then
+    [ -n "$candidate" ] || continue
+    if "$candidate" "$FIND_MISSING" "${REQUIREMENTS[@]}" >/dev/null 2>&1; then
       PYTHON=$candidate
       return
     fi

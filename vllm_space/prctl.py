@@ -1,6 +1,6 @@
-"""Two Linux system calls that keep processes from outliving a Space (man 2 prctl).
+"""Two settings of Linux processes that keep them from outliving a Space (man 2 prctl).
 
-Other systems do not have them; there these functions do nothing.
+On other systems these functions do nothing.
 """
 
 from __future__ import annotations
