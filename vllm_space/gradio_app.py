@@ -88,14 +88,14 @@ class ErrorMiddleware:
 
         try:
             await self.app(scope, receive, intercept)
-        except UnicodeEncodeError:  # the request contains a lone surrogate, which Gradio sends back
+        except Exception as error:
             if started:
                 raise
-            message = str(errors.malformed_request())
-            await JSONResponse({"error": message}, 400)(scope, receive, send)
-        except Exception:
-            if started:
-                raise
+            # The request contains a lone surrogate, which Gradio sends back: a UnicodeEncodeError
+            # in an error message, orjson's TypeError in a result.
+            if "surrogates not allowed" in str(error):
+                message = str(errors.malformed_request())
+                return await JSONResponse({"error": message}, 400)(scope, receive, send)
             log.exception("Gradio failed to handle a request for %r", scope["path"])
             await _error_response(b"")(scope, receive, send)
 

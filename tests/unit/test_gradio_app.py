@@ -1,5 +1,6 @@
 """HTTP statuses from the real Gradio: 4xx for an invalid request, 500 for a bug."""
 
+import json
 from collections.abc import Iterator
 
 import gradio as gr
@@ -49,7 +50,9 @@ def client() -> Iterator[TestClient]:
 
 def run(client: TestClient, function, *data):
     body = {"data": list(data), "fn_index": HANDLERS.index(function)}
-    response = client.post("/gradio_api/run/predict", json=body)
+    content = json.dumps(body)  # httpx would not send a lone surrogate
+    headers = {"Content-Type": "application/json"}
+    response = client.post("/gradio_api/run/predict", content=content, headers=headers)
     assert "MARKED" not in response.text
     return response
 
@@ -73,6 +76,10 @@ def test_bug_is_500_with_a_message(client, function):
 @pytest.mark.parametrize("data", [[], [5], [None], [["x"]]])
 def test_wrong_arguments_are_400(client, data):
     assert run(client, echo, *data).status_code == 400
+
+
+def test_lone_surrogate_in_a_result_is_400(client):
+    assert run(client, echo, "\ud800").status_code == 400
 
 
 @pytest.mark.parametrize("index", [99, -1])
