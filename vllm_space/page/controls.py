@@ -59,7 +59,7 @@ class Controls:
         self.system_prompt = gr.Textbox(
             self.config.system_prompt,
             label="System prompt",
-            info="Instructions for the whole conversation",
+            info="Instructions for the model",
             lines=2,
         )
         self.sampling = [self.sampling_box(name) for name in ALWAYS_VISIBLE]
