@@ -33,3 +33,12 @@ def sign_in(page: Page | FrameLocator, name: str, password: str) -> None:
     page.get_by_label("User name").fill(name)
     page.get_by_label("Password").fill(password)
     page.get_by_role("button", name="Sign in", exact=True).click()
+
+
+def pass_time(page: Page, seconds: float) -> None:
+    """Advance the page's clock, `page.clock.install()`, so that its timers fire.
+
+    The requests that they make are sent when this returns.
+    """
+    page.clock.run_for(int(seconds * 1000))
+    page.evaluate("fetch('healthz')")
