@@ -56,7 +56,7 @@ def test_invalid_settings_exit_with_code_2(program, tmp_path, env, message):
 @pytest.mark.parametrize(
     "command", [START, [sys.executable, str(ROOT / "app.py")]], ids=["start.sh", "app.py"]
 )
-def test_port_in_use_exits_before_anything_starts(program, tmp_path, command, setting):
+def test_port_in_use_stops_the_start(program, tmp_path, command, setting):
     with serving(QuietHandler) as other:
         taken, free = str(other.server_port), str(free_port())
         port, engine_port = (free, taken) if setting == "ENGINE_PORT" else (taken, free)
@@ -100,9 +100,7 @@ HUGE = [{"rfilename": "config.json"}, {"rfilename": "a.safetensors", "size": 10*
         ),
     ],
 )
-def test_unusable_model_exits_before_vllm_is_started(
-    program, tmp_path, model_on_hub, env, messages
-):
+def test_unusable_model_stops_the_start(program, tmp_path, model_on_hub, env, messages):
     env = {"MODEL_ID": "org/name", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")} | env
     with hub(model_on_hub) as url:
         env |= {"HF_ENDPOINT": url, "TMPDIR": str(tmp_path), "ENGINE_PORT": str(free_port())}
@@ -127,7 +125,7 @@ def test_start_needs_a_temporary_folder(program, tmp_path):
 @pytest.mark.parametrize(
     ("space", "is_enough"), [(0, False), (1, True)], ids=["no space", "space for the status only"]
 )
-def test_full_disk_stops_the_engine_only_without_a_status(program, tmp_path, space, is_enough):
+def test_full_disk_need_not_stop_the_engine(program, tmp_path, space, is_enough):
     """`ulimit -f` limits the size of every file, in kB."""
     command = f"(ulimit -f {space}; exec '{sys.executable}' -m vllm_space.engine) 2>&1 | cat"
     env = STAND_IN_ENGINE | {"SCRIPT": "verbose"}

@@ -203,7 +203,7 @@ def test_error_message_is_explained(program, tmp_path, file, quote, output, caus
         pytest.param(3, "vLLM did not start: exit code 3, no error message.", id="exit code"),
     ],
 )
-def test_death_without_an_error_message_is_explained(program, tmp_path, code, cause):
+def test_silent_death_is_explained(program, tmp_path, code, cause):
     assert cause in lines_of_dying_engine(program, tmp_path, "INFO loading", code)[-1]
 
 

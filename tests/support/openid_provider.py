@@ -77,7 +77,7 @@ def provider() -> Iterator[str]:
     async def token(request: web.Request) -> web.Response:
         fields = await request.post()
         grant = grants.pop(fields["code"], None)
-        client = aiohttp.BasicAuth(CLIENT_ID, CLIENT_SECRET).encode()
+        client = aiohttp.encode_basic_auth(CLIENT_ID, CLIENT_SECRET)
         if (
             not grant
             or request.headers.get("Authorization") != client

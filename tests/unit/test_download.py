@@ -41,7 +41,7 @@ def fetch(program, tmp_path):
     return run
 
 
-def test_only_the_weights_that_vllm_loads_are_downloaded(fetch):
+def test_only_needed_weights_are_downloaded(fetch):
     downloaded, lines = fetch(SHARDS | OTHER_FILES)
     assert downloaded == SHARDS
     assert lines[-1] == "Downloading weights: 6 of 6 MiB"

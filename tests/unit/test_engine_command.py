@@ -95,7 +95,7 @@ END = "--allowed-media-domains none.invalid --disable-uvicorn-access-log"
         ),
     ],
 )
-def test_command_line(gpus, values, expected):
+def test_settings_become_vllm_flags(gpus, values, expected):
     _, *arguments = command.command_line(config(**values), gpus)
     assert shlex.join(arguments) == expected
 
@@ -113,7 +113,7 @@ def test_log_says_why_the_model_was_chosen(gpus, values, origin):
     assert command.model_origin(config(**values), gpus) == origin
 
 
-def test_local_model_is_served_without_its_path(tmp_path):
+def test_local_model_hides_its_path(tmp_path):
     model = tmp_path / "my-model"
     model.mkdir()
     assert command.served_model_name(str(model)) == "my-model"
@@ -129,14 +129,14 @@ def test_secrets_are_in_the_environment_only():
     assert (env["HF_TOKEN"], env["VLLM_API_KEY"]) == ("hf_marked", "engine-marked")
 
 
-def test_usage_statistics_are_off_unless_the_owner_turns_them_on(monkeypatch):
+def test_usage_statistics_are_off_by_default(monkeypatch):
     monkeypatch.delenv("VLLM_NO_USAGE_STATS", raising=False)
     assert command.environment(config(), [])["VLLM_NO_USAGE_STATS"] == "1"
     monkeypatch.setenv("VLLM_NO_USAGE_STATS", "0")
     assert command.environment(config(), [])["VLLM_NO_USAGE_STATS"] == "0"
 
 
-def test_flashinfer_sampler_is_off_without_nvcc(monkeypatch, tmp_path):
+def test_no_flashinfer_sampler_without_nvcc(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "none"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert command.environment(config(), [gpu()])["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
@@ -144,7 +144,7 @@ def test_flashinfer_sampler_is_off_without_nvcc(monkeypatch, tmp_path):
     assert "VLLM_USE_FLASHINFER_SAMPLER" not in command.environment(config(), [gpu()])
 
 
-def test_cpu_engine_uses_no_more_threads_than_the_container_has_cores(monkeypatch):
+def test_cpu_engine_respects_the_core_limit(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     assert "OMP_NUM_THREADS" not in command.environment(config(), [])
     monkeypatch.setenv("SPACE_ID", "me/my-space")
@@ -156,7 +156,7 @@ def test_cpu_engine_uses_no_more_threads_than_the_container_has_cores(monkeypatc
     assert "OMP_NUM_THREADS" not in command.environment(config(), [])
 
 
-def test_cpu_engine_leaves_one_core_to_the_page(monkeypatch):
+def test_cpu_engine_leaves_the_page_a_core(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5})
     assert command.cores(config(), []) == {0, 3}
     assert command.cores(config(), [gpu()]) == {0, 3, 5}
@@ -208,5 +208,5 @@ SMALL_SHM = "RuntimeError: Insufficient space in /dev/shm: 160 MiB required, 64 
         ([], 3, "exit code 3, no error message"),
     ],
 )
-def test_death_is_explained_from_the_last_lines(lines, code, expected):
+def test_last_lines_explain_a_death(lines, code, expected):
     assert expected in deaths.explain(lines, code)

@@ -513,11 +513,11 @@ def named_engine(name: str, models: list[str] | None) -> ScriptedEngine:
 
 
 def test_requests_are_routed_by_model():
-    one = named_engine("one", ["big", "shared"])
-    two = named_engine("two", ["small", "shared"])
+    fast = named_engine("fast", ["big", "shared"])
+    slow = named_engine("slow", ["small", "shared"])
     old = named_engine("old", None)
-    with one.running(), two.running(), old.running(), ExitStack() as stack:
-        servers = {"fast": one.url, "slow": f"{two.url}/v1", "old": f"{old.url}/generate"}
+    with fast.running(), slow.running(), old.running(), ExitStack() as stack:
+        servers = {"fast": fast.url, "slow": f"{slow.url}/v1", "old": f"{old.url}/generate"}
         url = stack.enter_context(serving(servers))
         models = requests.get(f"{url}/v1/models", headers=KEY, timeout=5).json()["data"]
         ids = [model["id"] for model in models]
@@ -526,13 +526,13 @@ def test_requests_are_routed_by_model():
         def ask(model: str | None) -> dict:
             return post(url, body=CHAT | {"model": model}).json()
 
-        assert ask("big") == {"engine": "one", "model": "big"}
-        assert ask("small") == {"engine": "two", "model": "small"}
-        assert ask("shared (slow)") == {"engine": "two", "model": "shared"}
-        assert ask("shared (fast)") == {"engine": "one", "model": "shared"}
-        assert ask("shared") == {"engine": "one", "model": "shared"}
-        assert ask("small (slow)") == {"engine": "two", "model": "small"}
-        assert ask(None) == {"engine": "one", "model": None}
+        assert ask("big") == {"engine": "fast", "model": "big"}
+        assert ask("small") == {"engine": "slow", "model": "small"}
+        assert ask("shared (slow)") == {"engine": "slow", "model": "shared"}
+        assert ask("shared (fast)") == {"engine": "fast", "model": "shared"}
+        assert ask("shared") == {"engine": "fast", "model": "shared"}
+        assert ask("small (slow)") == {"engine": "slow", "model": "small"}
+        assert ask(None) == {"engine": "fast", "model": None}
         assert ask("none")["error"]["code"] == "model_not_found"
         assert ask("old")["error"]["code"] == "legacy_server"
     assert old.requests == []

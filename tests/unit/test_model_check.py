@@ -140,7 +140,7 @@ def test_estimate_is_a_warning(check, fields, gpu, message):
         pytest.param([], {}, id="on the CPU"),
     ],
 )
-def test_large_model_that_may_fit_is_no_error(check, gpus, values):
+def test_model_that_may_fit_only_warns(check, gpus, values):
     check(model("org/name", **parameters(20e9)), gpus=gpus, **values)
 
 
@@ -157,7 +157,7 @@ def test_hub_that_is_down_is_ignored(check, monkeypatch):
 # -- the machine ---------------------------------------------------------------------------
 
 
-def test_local_model_is_measured_by_its_files(check, tmp_path):
+def test_local_files_give_the_model_size(check, tmp_path):
     folder = tmp_path / "big"
     folder.mkdir()
     with (folder / "model.safetensors").open("wb") as sparse:

@@ -56,7 +56,7 @@ def test_the_newest_conversations_are_stored(call):
     assert delete["interactive"]
 
 
-def test_large_conversations_replace_old_ones(call):
+def test_large_conversations_evict_old_ones(call):
     stored = []
     for id in (1, 2):
         stored = call("store", snapshot(id, HALF_OF_THE_ROOM), stored)[0]
