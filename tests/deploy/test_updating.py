@@ -12,7 +12,7 @@ from support.programs import ROOT
 GUIDE = (ROOT / "docs" / "updating.md").read_text()
 CLONE, ONCE, EVERY_TIME = re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)
 # Only needed for the Hub itself.
-HUB_ONLY = re.compile(r"^(hf|git lfs) .*\n", re.MULTILINE)
+HUB_ONLY = re.compile(r"( && |^)(hf|git lfs) .*", re.MULTILINE)
 TEMPLATE = {"README.md": "One\nTwo\nThree\n", "app.py": "a = 1\n", "CHANGELOG.md": "## 1.0.0\n"}
 
 
