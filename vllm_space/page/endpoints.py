@@ -15,6 +15,8 @@ from vllm_space.page.controls import Controls
 from vllm_space.page.events import GENERATION, streaming
 from vllm_space.streaming import Answer
 
+PARAMETERS = ("max_tokens", "temperature", "top_p", "stop", "seed")  # that programs can set
+
 
 def add_endpoints(controls: Controls) -> None:
     """Add /chat and /complete to the page that is being built.
@@ -30,6 +32,9 @@ def add_endpoints(controls: Controls) -> None:
             yield answer.text
         if answer.error:
             raise errors.SpaceError(answer.error)
+
+    def with_defaults(*values: Any) -> dict[str, Any]:
+        return defaults | dict(zip(PARAMETERS, values, strict=True))
 
     @streaming
     def chat(
@@ -60,15 +65,9 @@ def add_endpoints(controls: Controls) -> None:
         Returns:
             the answer so far; the last value is the whole answer
         """
-        values = {
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "stop": stop,
-            "seed": seed,
-        }
+        parameters = with_defaults(max_tokens, temperature, top_p, stop, seed)
         messages = [*_messages(history or []), {"role": "user", "content": message}]
-        yield from texts(request, Request(messages, model, defaults | values, system_prompt))
+        yield from texts(request, Request(messages, model, parameters, system_prompt))
 
     @streaming
     def complete(
@@ -95,14 +94,8 @@ def add_endpoints(controls: Controls) -> None:
         Returns:
             the continuation so far, without the prompt; the last value is all of it
         """
-        values = {
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "stop": stop,
-            "seed": seed,
-        }
-        yield from texts(request, Request(prompt, model, defaults | values))
+        parameters = with_defaults(max_tokens, temperature, top_p, stop, seed)
+        yield from texts(request, Request(prompt, model, parameters))
 
     for endpoint in (chat, complete):
         api(
