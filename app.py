@@ -25,7 +25,7 @@ def boot_with_start_script() -> None:
     os.execvp("bash", ["bash", str(HERE / "start.sh"), *sys.argv[1:]])
 
 
-if IS_START and requirements.missing([HERE / "requirements.txt"], besides=["vllm"]):
+if IS_START and requirements.missing([HERE / "requirements.txt"], ignore=["vllm"]):
     boot_with_start_script()  # which installs what is missing
 
 from vllm_space import errors, settings  # noqa: E402

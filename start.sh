@@ -11,7 +11,8 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 source "$ROOT/vllm_space/environment.sh"
 # For the engine's log and status; deleted at the end. See vllm_space/run_dir.py.
-RUN_DIR=$(mktemp -d "${TMPDIR:-/tmp}/vllm-space.XXXXXX") || die "Set TMPDIR to a writable folder."
+RUN_DIR=$(mktemp -d "${TMPDIR:-/tmp}/vllm-space.XXXXXX") ||
+  die "Cannot create a folder: set TMPDIR to a writable one."
 touch "$RUN_DIR/started" || true
 
 # -- 2. However this script ends, it ends everything it started ------------------------------

@@ -108,7 +108,7 @@ class SignIn:
     async def login(self, request: Request) -> Response:
         """Show the form, or check a user name and a password.
 
-        They come as form fields, from a browser and from Gradio's client alike.
+        Browsers and Gradio's client both send them as form fields.
         """
         if request.method == "GET":
             return self.page()
@@ -144,9 +144,8 @@ class SignIn:
             secure=secure,
             samesite="none" if secure else "lax",
         )
-        if (
-            secure
-        ):  # one cookie per embedding site (CHIPS), for browsers that block others in frames
+        if secure:
+            # One cookie per embedding site (CHIPS), for browsers that block others in frames.
             response.headers["set-cookie"] += "; Partitioned"
         return response
 
@@ -211,7 +210,7 @@ def client_address(request: Request, space: Space | None) -> str:
 
 
 def same_secret(secret: str, candidate: str) -> bool:
-    """Whether two secrets are equal, in a time that depends on neither's content."""
+    """Whether two secrets are equal, in constant time."""
     digests = [
         hashlib.sha256(text.encode("utf-8", "replace")).digest() for text in (secret, candidate)
     ]

@@ -98,7 +98,7 @@ class Catalog:
                         models += result
                         continue
                     problems[server.label] = str(result)
-                    # A server that returns an error is still there, as a router is that loses a
+                    # A server that returns an error is still up, such as a router that lost a
                     # replica: keep its models.
                     if not isinstance(result, errors.Unreachable):
                         models += [model for model in self._models if model.server == server]

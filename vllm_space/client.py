@@ -21,7 +21,7 @@ from vllm_space import errors, hardware
 
 log = logging.getLogger(__name__)
 
-# Timeouts in seconds. An answer waits for its next chunk as long as Server.timeout says.
+# Timeouts in seconds. Server.timeout limits the wait for each chunk of an answer.
 CONNECT_TIMEOUT = 5
 HEALTH_TIMEOUT = 3  # a request to /healthz waits for this
 LIST_TIMEOUT = 5  # loading the page waits for this
@@ -169,9 +169,8 @@ class Stream:
         self._closed = True
         if self._response is not None:
             # Wakes a thread blocked in a read; that thread's generator then closes the connection.
-            with suppress(
-                OSError, ValueError, RuntimeError
-            ):  # the response has ended, or just does
+            # The response may have ended already.
+            with suppress(OSError, ValueError, RuntimeError):
                 self._response.raw.shutdown()
         with suppress(ValueError):  # another thread is running the generator
             self._chunks.close()
@@ -389,7 +388,7 @@ def _session(server: Server) -> Iterator[requests.Session]:
         except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError):
             raise errors.timed_out(server.timeout) from None
         except (urllib3.exceptions.HTTPError, requests.exceptions.ChunkedEncodingError) as error:
-            log.error("the stream from the model server broke off: %s", error)
+            log.error("the stream from the model server was cut off: %s", error)
             raise errors.cut_off() from None
         except requests.exceptions.RequestException as error:
             log.debug("the model server cannot be reached: %s", type(error).__name__)

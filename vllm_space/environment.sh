@@ -66,9 +66,9 @@ find_base_python() { # sets BASE_PYTHON, which creates environments
 choose_environment() {
   ! find_environment "$@" || return 0
   [ -z "${SPACE_ID:-}" ] ||
-    die "This Space lacks Python packages from ${REQUIREMENTS[*]##*/}:" \
+    die "Not installed, although this Space needs them (${REQUIREMENTS[*]##*/}):" \
       "$("${PYTHON:-python3}" "$FIND_MISSING" "${REQUIREMENTS[@]}" 2>&1)." \
-      "Add them to requirements.txt and rebuild the Space."
+      "List them in requirements.txt and rebuild the Space."
   PYTHON=$ENVIRONMENT/bin/python
   INCOMPLETE=1
 

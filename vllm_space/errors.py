@@ -1,6 +1,6 @@
-"""Errors whose message is shown to people: one or two sentences, what happened and what to do.
+"""Errors whose message is shown to people: a few short sentences, what happened and what to do.
 
-A message never contains a secret and does not depend on where it is shown. Details go to the log.
+A message never contains a secret. Details go to the log.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Rejected(ModelError):
 
 
 class Interrupted(ModelError):
-    """The stream broke off. The text received so far is kept."""
+    """The response was cut off or is unusable. The text received so far is kept."""
 
 
 # -- requests to a model server ------------------------------------------------------------
@@ -66,12 +66,12 @@ def too_long(prompt: str, tokens: int, context_length: int) -> Rejected:
     """`prompt` is what to call it: "conversation" or "text"."""
     return Rejected(
         f"The {prompt} has {tokens:,} tokens, but the model's context length is "
-        f"{context_length:,}, including the answer. Shorten it or start a new one."
+        f"{context_length:,}, including the answer. Shorten it."
     )
 
 
 def malformed_request() -> Rejected:
-    return Rejected("This request is malformed. Reload the page and try again.")
+    return Rejected("This request is malformed. If you sent it from the page, reload the page.")
 
 
 def bad_message() -> Rejected:
@@ -118,7 +118,7 @@ def from_response(status: int, body: object) -> ModelError:
     limits = ("maximum context length", "maximum model length", "max_model_len")
     if any(limit in reason for limit in limits):
         return Rejected(
-            "The conversation does not fit into the model's context. Shorten it, start a new one, "
+            "The prompt does not fit into the model's context. Shorten it, start a new conversation, "
             f"or lower max tokens. The server says: {reason}"
         )
     if status == 429:
@@ -132,7 +132,7 @@ def from_response(status: int, body: object) -> ModelError:
         return Rejected(f"The model server rejected the request: {reason}")
     return ModelError(
         f"The model server failed (HTTP {status}): {reason} "
-        "Try again; the engine's log has the details."
+        "Try again; the server's log has the details."
     )
 
 

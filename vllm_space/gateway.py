@@ -48,7 +48,7 @@ ENDPOINTS = {
 }
 BODY_LIMIT = 32 * 2**20  # bytes; room for a few images
 TOKEN_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-# Never the client's API key, which is for this gateway only, nor its cookies, which are the page's.
+# Not the client's API key, which is meant for this gateway, nor its cookies, which are the page's.
 REQUEST_HEADERS = (
     "content-type",
     "accept",
@@ -262,7 +262,7 @@ class Gateway:
             raise ApiError(429, message, "rate_limit_exceeded", retry_after=wait)
 
     async def _route(self, body: bytes) -> tuple[Server, bytes]:
-        """The server that has the requested model, and the body to send to it.
+        """Check the number of tokens; return the server that has the model, and the body to send.
 
         The body only changes if the model was requested by its label, since an engine knows just
         its name. Raises ApiError.
@@ -336,7 +336,7 @@ class Gateway:
                     await send({"type": "http.response.body", "body": data, "more_body": True})
                 await send({"type": "http.response.body"})
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            log.error("the engine failed a request: %s", type(error).__name__)
+            log.error("the engine failed to answer a request: %s", type(error).__name__)
             if not started:
                 timed_out = isinstance(error, aiohttp.SocketTimeoutError)
                 raise _engine_unavailable(
@@ -373,7 +373,7 @@ class Gateway:
     async def _check_response(self, server: Server, response: aiohttp.ClientResponse) -> None:
         """Raise ApiError for a response that would mislead the client.
 
-        That is: the engine rejecting the gateway's own key, a redirect, or an HTML page.
+        Namely: the server rejects the gateway's key, redirects, returns HTML, or has no OpenAI API.
         """
         if response.status in (401, 403):
             error = errors.from_response(response.status, "")
@@ -432,7 +432,7 @@ async def _read(request: Request) -> bytes:
 
 
 class _Ambiguous(dict[str, Any]):
-    """A JSON object with a duplicate field: the engine might read the other one of the two."""
+    """A JSON object with a duplicate field: the engine might use the other value."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

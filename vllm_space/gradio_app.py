@@ -1,6 +1,6 @@
 """Gradio's web application, plus what it lacks: an ingress in front and correct error statuses.
 
-All workarounds for Gradio's server are in this file or in page/, tagged "gradio 6.31".
+Workarounds for Gradio, here and elsewhere, are tagged "gradio 6.31".
 """
 
 from __future__ import annotations

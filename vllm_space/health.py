@@ -1,4 +1,4 @@
-"""/healthz: whether an engine can answer requests. Public, so it reveals nothing else."""
+"""/healthz: whether an engine can answer requests. Public, so it reveals only the reason."""
 
 from __future__ import annotations
 

@@ -31,13 +31,13 @@ def packages(path: Path) -> list[str]:
     return names
 
 
-def missing(paths: Iterable[Path], besides: Iterable[str] = ()) -> list[str]:
-    """The packages in the files that this interpreter lacks, except those in `besides`."""
+def missing(paths: Iterable[Path], ignore: Iterable[str] = ()) -> list[str]:
+    """The packages in the files that this interpreter lacks, except those in `ignore`."""
     names = (name for path in paths for name in packages(path))
     return [
         name
         for name in names
-        if name not in besides and not any(map(_is_installed, (name, f"{name}-cpu")))
+        if name not in ignore and not any(map(_is_installed, (name, f"{name}-cpu")))
     ]
 
 

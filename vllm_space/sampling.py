@@ -44,7 +44,7 @@ def request_fields(values: Mapping[str, Any], max_tokens_limit: int) -> dict[str
     """The validated request fields for `values`, without those that are unset (None or empty).
 
     max_tokens is always sent, by default as the limit, so that no answer is unbounded. Raises
-    Rejected with one sentence for each value that is out of bounds.
+    Rejected with one sentence for each invalid value.
     """
     set_values = {
         name: value
@@ -57,8 +57,8 @@ def request_fields(values: Mapping[str, Any], max_tokens_limit: int) -> dict[str
         raise errors.Rejected(" ".join(_explain(problem) for problem in error.errors())) from None
     if fields.setdefault("max_tokens", max_tokens_limit) > max_tokens_limit:
         raise errors.Rejected(
-            f"max_tokens={fields['max_tokens']} is more than this page allows: "
-            f"use at most {max_tokens_limit}."
+            f"max_tokens={fields['max_tokens']} is too large: "
+            f"this Space allows at most {max_tokens_limit}."
         )
     if "stop" in fields:
         fields["stop"] = list(fields["stop"])

@@ -2,7 +2,7 @@
 
 The only module that reads the owner's variables; hardware.py reads those of the platform. Each
 variable is declared here once: its name, type, bounds, allowed values in words, and meaning. A test
-holds the README's table to these declarations. Knows nothing about Gradio, HTTP or vLLM.
+checks the README's tables against these declarations. Imports neither Gradio nor vLLM.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class Settings(BaseSettings):
         "vLLM parser that separates reasoning from the answer",
     )
     tool_call_parser: str | None = _var(
-        None, "a parser of vLLM, such as hermes", "vLLM parser for tool calls; turns them on"
+        None, "a parser of vLLM, such as hermes", "vLLM parser for tool calls; enables them"
     )
     engine_args: EngineFlags = _var(
         (),
@@ -289,10 +289,12 @@ class Settings(BaseSettings):
     )
 
     # -- sign-in and API ---------------------------------------------------------------------------
-    app_username: SecretStr | None = _var(None, "a name", "one login, with APP_PASSWORD")
-    app_password: SecretStr | None = _var(None, "a password", "one login, with APP_USERNAME")
+    app_username: SecretStr | None = _var(
+        None, "a name", "user name of a single login; needs APP_PASSWORD"
+    )
+    app_password: SecretStr | None = _var(None, "a password", "password of APP_USERNAME")
     app_users: Secrets = _var(
-        (), "comma-separated logins such as alice:pw,bob:pw2", "several logins"
+        (), "comma-separated logins such as alice:pw,bob:pw2", "several user names with passwords"
     )
     oauth_allowed: CommaSeparated = _var(
         (),

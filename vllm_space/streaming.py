@@ -148,7 +148,7 @@ class Streams:
 
 
 def _wait(readers: list[_Reader], news: threading.Event, interval: float) -> None:
-    """Wait `interval` seconds; if nothing new came, until it does, but at most HEARTBEAT in all."""
+    """Wait `interval` seconds; if nothing new has arrived, until it does, or HEARTBEAT in all."""
     before = sum(reader.size for reader in readers)
     news.wait(interval)
     if sum(reader.size for reader in readers) == before and not all(

@@ -119,7 +119,7 @@ def test_unusable_model_stops_the_start(program, tmp_path, model_on_hub, env, me
 def test_start_needs_a_temporary_folder(program, tmp_path):
     code, lines = program(START, TMPDIR=str(tmp_path / "nowhere")).wait_for_exit(tmp_path)
     assert code == 1
-    assert lines[-1] == "ERROR: Set TMPDIR to a writable folder."
+    assert lines[-1] == "ERROR: Cannot create a folder: set TMPDIR to a writable one."
 
 
 @pytest.mark.parametrize(

@@ -231,9 +231,9 @@ def outputs(tmp_path_factory) -> dict[str, list[str]]:
     [
         (
             "unknown flag",
-            "vLLM does not know a flag in ENGINE_ARGS: unrecognized arguments: --no-such-flag",
+            "ENGINE_ARGS contains an unknown flag (--no-such-flag)",
         ),
-        ("bad value", "vLLM rejects a flag: argument --max-num-seqs: invalid int value: 'many'"),
+        ("bad value", "ENGINE_ARGS (argument --max-num-seqs: invalid int value: 'many')"),
         ("unknown reasoning parser", "vLLM does not know the parser mind: check REASONING_PARSER"),
         ("unknown tool parser", "vLLM does not know the parser hammer: check REASONING_PARSER"),
         ("unknown quantization", "vLLM does not know the quantization method zip"),

@@ -93,9 +93,9 @@ def test_text_files_are_quoted(tmp_path):
     message = conversation.question("Sum up", [str(notes)], images=False)
     assert conversation.text(message) == "Sum up\n\n**notes.md**\n````\n# Hi\n```\ncode\n```\n````"
     for file, why in (
-        (large, "larger than 64 kB"),
+        (large, "larger than 64 KiB"),
         (binary, "not a text file"),
-        (image, "takes no images"),
+        (image, "does not accept images"),
     ):
         with pytest.raises(errors.Rejected, match=why):
             conversation.question("Sum up", [str(file)], images=False)

@@ -306,7 +306,7 @@ def test_other_max_tokens_are_forwarded(engine, limited, body):
         b'"x"',
     ],
 )
-def test_ambiguous_json_is_rejected(engine, url, body):
+def test_invalid_json_is_rejected(engine, url, body):
     assert post(url, body=body).status_code == 400
     assert engine.requests == []
 

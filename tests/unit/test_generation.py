@@ -64,7 +64,7 @@ def test_full_context_is_rejected(generation, engine, form, name):
     answer = ask(generation, form("word " * CONTEXT))
     assert answer.error == (
         f"The {name} has 4,096 tokens, but the model's context length is 4,096, "
-        "including the answer. Shorten it or start a new one."
+        "including the answer. Shorten it."
     )
     assert engine.requests == []
 

@@ -140,7 +140,7 @@ def test_estimate_is_a_warning(check, fields, gpu, message):
         pytest.param([], {}, id="on the CPU"),
     ],
 )
-def test_model_that_may_fit_only_warns(check, gpus, values):
+def test_model_that_might_fit_passes(check, gpus, values):
     check(model("org/name", **parameters(20e9)), gpus=gpus, **values)
 
 

@@ -112,7 +112,7 @@ def test_all_errors_are_reported_together(monkeypatch):
         ({"MODEL_URL": "http://a", "MODELS": '{"b": "http://b"}'}, "MODELS"),
     ],
 )
-def test_half_a_login_is_an_error(monkeypatch, variables, names):
+def test_bad_combinations_are_errors(monkeypatch, variables, names):
     with pytest.raises(errors.SettingsError) as caught:
         load(monkeypatch, **variables)
     assert names in str(caught.value)

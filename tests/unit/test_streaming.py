@@ -97,7 +97,7 @@ def test_busy_page_sets_stream_interval():
 
     streams = Streams()
     with ScriptedEngine(script).running() as engine:
-        for streams.active in (0, 100, 100):  # pretend that so many are running
+        for streams.active in (0, 100, 100):  # pretend that that many are running
             *_, answer = follow(streams, engine)
             assert answer.text == "x" * 50
     assert intervals[0] is None  # the engine's speed is not known yet

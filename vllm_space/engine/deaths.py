@@ -23,8 +23,8 @@ CAUSES: list[tuple[str, str]] = [
         r"No module named '?vllm'?$",
         "vLLM is not installed: install requirements.txt, or requirements-cpu.txt without a GPU",
     ),
-    (r"error: (unrecognized arguments: .+)", "vLLM does not know a flag in ENGINE_ARGS: {0}"),
-    (r"error: (argument .+)", "vLLM rejects a flag: {0}. Check ENGINE_ARGS"),
+    (r"error: unrecognized arguments: (.+)", "ENGINE_ARGS contains an unknown flag ({0})"),
+    (r"error: (argument .+)", "vLLM rejects a flag, probably one in ENGINE_ARGS ({0})"),
     (
         r"address already in use|Errno 98",
         "the engine's port is in use: set ENGINE_PORT to a free one",

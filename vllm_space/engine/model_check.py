@@ -1,7 +1,7 @@
-"""Can this model run here? Asks the Hub and the hardware, before vLLM spends minutes to find out.
+"""Can this model run here? Asks the Hub and the hardware, before vLLM spends minutes finding out.
 
-What certainly cannot work stops the start with an explanation. An estimate only warns, because it
-may be wrong. If the Hub cannot be reached nothing is said: the model may be in the cache.
+A model that cannot work stops the start with an explanation. An estimate only warns, because it
+might be wrong. If the Hub cannot be reached, the check is skipped: the model may be cached.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MEMORY_SAVING_FLAGS = re.compile(
     r"--(?:cpu-offload|offload|quantization|hf-overrides|load-format|pipeline-parallel|nnodes)"
 )
 
-BAD_TOKEN = "The Hub rejects HF_TOKEN: create a new one at huggingface.co/settings/tokens."
+BAD_TOKEN = "The Hub rejected HF_TOKEN: create a new one at huggingface.co/settings/tokens."
 
 
 def check(config: Settings, model: str, gpus: list[Gpu]) -> list[str]:
@@ -128,7 +128,7 @@ def _token_works(hub: Any) -> bool:
 
 
 def _suggestion(hub: Any, model: str) -> str:
-    """Similar names, among those that the Hub finds by all or half of the name."""
+    """A sentence with similar names from the Hub, or an empty string."""
     name = re.split(r"[/ ]", model)[-1][:40]
     ids: set[str] = set()
     try:
@@ -145,8 +145,8 @@ def _check_files(model: str, info: Any) -> None:
     weights = [name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".gguf"))]
     if weights and all(name.endswith(".gguf") for name in weights):
         raise EngineError(
-            f"{model} contains only GGUF files, which are for llama.cpp: choose the model that "
-            "they were made from."
+            f"{model} contains only GGUF files, which are for llama.cpp: choose the original "
+            "model they were converted from."
         )
     if names and "config.json" not in names and "params.json" not in names:
         raise EngineError(f"{model} is not a language model that vLLM can load: no config.json.")

@@ -47,9 +47,9 @@ def check_page(config: Settings) -> None:
 
 
 def no_gpu(config: Settings) -> bool:
-    """Whether this is a Space that has no usable GPU and is not told to do without one.
+    """Whether this is a Space that has no usable GPU and is not configured to run without one.
 
-    Such a Space shows a page that says so, instead of crashing again and again.
+    Such a Space shows a page that says so, instead of crash-looping.
     """
     space = hardware.space()
     if not space or config.servers or config.engine_device == "cpu":

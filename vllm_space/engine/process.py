@@ -107,7 +107,7 @@ class EngineProcess:
         return deaths.explain(list(self.lines), self.process.returncode)
 
     def print_last_lines(self) -> None:
-        """Print the end of the engine's log, unless it contains no error."""
+        """Print the end of the engine's log, if it contains an error."""
         lines = list(self.lines)
         if any(ERROR_LINE.search(line) for line in lines):
             say("The engine's last lines:")

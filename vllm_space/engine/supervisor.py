@@ -98,7 +98,7 @@ def supervise(config: Settings) -> NoReturn:
 
 
 def _wait_until_ready(engine: EngineProcess, folder: Path, status: Status) -> str:
-    """Wait and report every phase; returns the cause if the engine dies instead, or ""."""
+    """Wait and report every phase; returns the cause if it dies or takes too long, otherwise ""."""
     began = time.monotonic()
     phase, reported = "", began
     while not engine.is_healthy():

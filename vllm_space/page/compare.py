@@ -109,7 +109,7 @@ class CompareTab(Tab):
         requests = []
         for number, column in enumerate(self.columns[:visible]):
             model, temperature, system_prompt = values[3 * number : 3 * number + 3]
-            # Without a model: the visitor was faster than the list of models.
+            # No model yet: Enter was pressed before the list of models arrived.
             model = model or self.controls.initial_label(column.model)
             parameters = sampling | {"temperature": temperature}
             requests.append(Request(messages, model, parameters, system_prompt or ""))

@@ -26,7 +26,7 @@ TEXTS = {
         "Frequency penalty",
         "Above 0 discourages tokens the more often they occur",
     ),
-    "seed": ("Seed", "The same seed gives the same sample"),
+    "seed": ("Seed", "Set a seed for reproducible answers"),
     "stop": ("Stop sequences", "The answer ends before any of these; one per line"),
 }
 ALWAYS_VISIBLE = ("max_tokens", "temperature", "top_p")

@@ -94,7 +94,9 @@ def question(text: str, files: list[str], images: bool) -> dict[str, Any]:
     for path in map(Path, files):
         if mimetypes.guess_type(path.name)[0] in IMAGE_TYPES:
             if not images:
-                raise errors.Rejected(f"{path.name} cannot be sent: this model takes no images.")
+                raise errors.Rejected(
+                    f"{path.name} cannot be sent: this model does not accept images."
+                )
             _check_size(path, IMAGE_LIMIT)
             image_parts.append(_image_part(str(path)))
         else:
@@ -113,7 +115,7 @@ def question(text: str, files: list[str], images: bool) -> dict[str, Any]:
 def _check_size(path: Path, limit: int) -> None:
     if path.stat().st_size > limit:
         raise errors.Rejected(
-            f"{path.name} cannot be sent: it is larger than {limit // 1024:,} kB."
+            f"{path.name} cannot be sent: it is larger than {limit // 1024:,} KiB."
         )
 
 
@@ -132,7 +134,7 @@ def answer_messages(answer: Answer, ended: bool = False, start: str = "") -> His
     messages = []
     text = start + answer.text
     if start and not answer.text:
-        # Told to continue an answer, a reasoning parser takes text without tags for reasoning.
+        # When an answer is continued, vLLM's parser takes text without tags for reasoning.
         text += answer.reasoning
     elif answer.reasoning and not start:
         messages.append(_reasoning_message(answer, ended))
@@ -240,7 +242,7 @@ def title(history: History) -> str:
 
 
 def to_messages(history: History) -> list[Message]:
-    """The conversation as the engine is sent it, without notes: no earlier reasoning, no errors.
+    """The conversation as sent to the engine, without notes: no earlier reasoning, no errors.
 
     generation.py adds the system message.
     """

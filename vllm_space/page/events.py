@@ -32,7 +32,7 @@ _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidde
 # streaming itself.
 _RAW: dict[str, Any] = {"preprocess": False, "postprocess": False}
 
-GENERATION = "generation"  # the concurrency limit shared by all events that put the engine to work
+GENERATION = "generation"  # the concurrency limit shared by all events that generate text
 UNQUEUED: dict[str, Any] = _PRIVATE | {"queue": False}
 UNQUEUED_RAW: dict[str, Any] = UNQUEUED | _RAW
 # With minimal progress, waiting visitors see their position in the queue.
@@ -64,7 +64,7 @@ def handler(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which raises Rejected for arguments that its annotations do not allow."""
+    """Wrap the function: arguments that its annotations do not allow raise Rejected."""
     validated = validate_call(config={"arbitrary_types_allowed": True})(function)
 
     @functools.wraps(function)
@@ -80,7 +80,7 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def streaming(function: Callable[..., Iterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
-    """Make a generator, whose arguments are checked elsewhere, the handler of an event."""
+    """As `handler`, for a generator that checks its own arguments."""
 
     # gradio 6.31: a generator is closed only after its first value was passed on (gradio#13162 is
     # about later ones). An answer stopped before that would keep the engine busy to its last token.
@@ -110,7 +110,7 @@ async def _close(values: Iterator[Any]) -> None:
 
 @contextmanager
 def _errors_shown() -> Iterator[None]:
-    """Turn exceptions into one sentence for the visitor, or for the calling program."""
+    """Turn exceptions into error messages for the visitor or the calling program."""
     try:
         yield
     except errors.SpaceError as error:

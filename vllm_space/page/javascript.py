@@ -1,8 +1,8 @@
 """How page.js and storage.js reach the browser, and how events call their functions.
 
 When the server updates a component, even by gr.skip(), Gradio rebuilds it for that visitor: 6 ms of
-its one event loop, which with 64 streams was most of what the page cost. So whatever can be changed
-in the browser is changed there.
+its only event loop, which with 64 streams was most of the page's CPU time. So everything that can
+be changed in the browser is changed there.
 """
 
 from __future__ import annotations

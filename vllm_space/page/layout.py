@@ -33,7 +33,7 @@ DEMO_NOTE = (
 
 
 def build(config: Settings, generation: Generation, sign_in: SignIn) -> Blocks:
-    """The whole page. No server is asked anything until a visitor comes."""
+    """The whole page. No server is contacted until someone opens the page."""
     page = Page(config, generation, sign_in)
     demo = Blocks(
         title=config.app_title,
@@ -165,7 +165,8 @@ class Page:
         if not model:
             return ""
         context = f" · {model.context_length:,} tokens of context" if model.context_length else ""
-        line = f"Served by vLLM: **{model.label}**{context}"
+        server = "Served by vLLM" if model.is_vllm else "Model"
+        line = f"{server}: **{model.label}**{context}"
         return f"{line}  \n{DEMO_NOTE}" if model.name == DEMO_MODEL_NAME else line
 
     def problem(self) -> str:

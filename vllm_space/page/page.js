@@ -9,7 +9,7 @@ globalThis.vllmSpace = (() => {
 
   // Stored conversations are [{id, title, messages}], the newest first.
   const MAX_STORED = 50; // conversations
-  const MAX_STORED_SIZE = 2 * 2 ** 20; // characters of JSON; a site has about 5 million, encrypted
+  const MAX_STORED_SIZE = 2 * 2 ** 20; // characters of JSON; browsers allow a site about 5 million
 
   // The list of conversations, with one selected or none (null), and the Delete button.
   const listed = (stored, id) => [
@@ -90,7 +90,7 @@ globalThis.vllmSpace = (() => {
       return [kept, ...listed(kept, newest.id), failed ? update({ active: true }) : update({})];
     },
 
-    // (stored, id) -> what the server is sent: the messages of that conversation, id
+    // (stored, id) -> what is sent to the server: the messages of that conversation, id
     open: (stored, id) => [stored.find((conversation) => conversation.id === id)?.messages ?? [], id],
 
     // () -> [conversation, selected conversation, Delete]

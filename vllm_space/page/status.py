@@ -1,4 +1,4 @@
-"""The Status tab: what the engine is and what it is doing. Asks nothing while it is closed."""
+"""The Status tab: what the engine is and what it is doing. It makes no requests while closed."""
 
 from __future__ import annotations
 
@@ -109,9 +109,11 @@ class StatusTab(Tab):
             rows["dtype"] = dtype
         if folder:  # otherwise the engine runs on another machine
             gpus = self.gpus.get()
-            for gpu in gpus:
+            for number, gpu in enumerate(gpus):
                 used = gpu.memory_total - gpu.memory_free
-                rows[gpu.name] = f"{used / 1024:.1f} of {gpu.memory_total / 1024:.1f} GiB in use"
+                rows[f"GPU {number} ({gpu.name})"] = (
+                    f"{used / 1024:.1f} of {gpu.memory_total / 1024:.1f} GiB in use"
+                )
             if not gpus:
                 rows["GPU"] = "none; the engine runs on the CPU"
         rows["vLLM Space"] = __version__

@@ -36,7 +36,7 @@ def css() -> str:
 
 @cache
 def theme(name: str) -> gr.themes.Base:
-    """One of Gradio's themes, in the visitor's system fonts: no font server is asked."""
+    """One of Gradio's themes, in the visitor's system fonts: no fonts are downloaded."""
     options: dict[str, Any] = {"primary_hue": COLOR} if COLOR else {}
     return THEMES[name](
         font=["system-ui", "sans-serif"],
