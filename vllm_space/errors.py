@@ -118,8 +118,8 @@ def from_response(status: int, body: object) -> ModelError:
     limits = ("maximum context length", "maximum model length", "max_model_len")
     if any(limit in reason for limit in limits):
         return Rejected(
-            "The prompt does not fit into the model's context. Shorten it, start a new conversation, "
-            f"or lower max tokens. The server says: {reason}"
+            "The prompt does not fit into the model's context. Shorten it, start a new "
+            f"conversation, or lower max tokens. The server says: {reason}"
         )
     if status == 429:
         return Rejected("The model server is busy. Try again in a minute.")

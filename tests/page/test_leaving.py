@@ -1,4 +1,4 @@
-"""Visitors who stop an answer or leave before its first token free the engine: one, then 64 at the same time.
+"""Visitors who stop or leave before the first token free the engine: one, then 64 together.
 
 On a scripted engine, because a real one sends its first token too soon. Leaving in mid-answer:
 tests/engine/test_stopping.py.
