@@ -113,7 +113,7 @@ class Recorder:
         self._cached = Cached(self._scrape)
 
     def points(self) -> list[Point]:
-        """The points of the last HISTORY seconds, without gaps in the server's metrics."""
+        """The points of the last HISTORY seconds; none for times without metrics."""
         return self._cached.get()
 
     def _scrape(self) -> list[Point]:
