@@ -83,7 +83,7 @@ HUGE = [{"rfilename": "config.json"}, {"rfilename": "a.safetensors", "size": 10*
             ["no model org/name", "Did you mean org/nama?"],
         ),
         case("gated", model("org/name", gated="auto"), {}, ["is gated", "HF_TOKEN is not set"]),
-        case("bad token", model("org/name"), {"HF_TOKEN": "hf_bad-marked"}, ["rejects HF_TOKEN"]),
+        case("bad token", model("org/name"), {"HF_TOKEN": "hf_bad-marked"}, ["rejected HF_TOKEN"]),
         case("bad revision", model("org/name"), {"MODEL_REVISION": "v9"}, ["no revision v9"]),
         case("GGUF only", model("org/name", siblings=GGUF), {}, ["only GGUF files"]),
         case(

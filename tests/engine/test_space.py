@@ -120,7 +120,7 @@ def test_sampling_parameters_are_applied(client):
     ("fields", "message"),
     [
         ({"temperature": 9}, "temperature=9 is invalid. Use a number from 0 to 2."),
-        ({"max_tokens": 10**9}, "use at most 4096"),
+        ({"max_tokens": 10**9}, "allows at most 4096"),
         ({"max_tokens": -1}, "max_tokens=-1"),
         ({"model": "no-such-model"}, "no model 'no-such-model'"),
         ({"history": [{"role": "king", "content": "x"}]}, "Each message in the history"),

@@ -71,7 +71,7 @@ def test_model_that_fits_has_no_warnings(check):
         pytest.param(
             [model("org/name")],
             {"hf_token": "hf_bad-marked"},
-            ["rejects HF_TOKEN"],
+            ["rejected HF_TOKEN"],
             id="bad token",
         ),
         pytest.param(
