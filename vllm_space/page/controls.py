@@ -29,8 +29,7 @@ TEXTS = {
     "seed": ("Seed", "Set a seed for reproducible answers"),
     "stop": ("Stop sequences", "The answer ends before any of these; one per line"),
 }
-ALWAYS_VISIBLE = ("max_tokens", "temperature", "top_p")
-ORDER = (*ALWAYS_VISIBLE, *(name for name in sampling.NAMES if name not in ALWAYS_VISIBLE))
+VISIBLE = 3  # sampling parameters that are always visible; the others are under "More"
 RETRY_EVERY = 3  # seconds between two attempts to reach an engine that does not answer
 
 ModelCallback = Callable[[str | None], Any]  # label of the selected model -> value of a component
@@ -62,11 +61,9 @@ class Controls:
             info="Instructions for the model",
             lines=2,
         )
-        self.sampling = [self.sampling_box(name) for name in ALWAYS_VISIBLE]
+        self.sampling = [self.sampling_box(name) for name in sampling.NAMES[:VISIBLE]]
         with gr.Accordion("More", open=False):
-            self.sampling += [
-                self.sampling_box(name) for name in ORDER if name not in ALWAYS_VISIBLE
-            ]
+            self.sampling += [self.sampling_box(name) for name in sampling.NAMES[VISIBLE:]]
 
     def sampling_box(self, name: str) -> gr.Textbox:
         """A box for one sampling parameter; left empty, the model's own default applies."""
@@ -117,4 +114,4 @@ class Controls:
 
     def sampling_parameters(self, values: tuple[Any, ...]) -> dict[str, Any]:
         """Sampling parameters by name, given the values of `self.sampling`."""
-        return dict(zip(ORDER, values, strict=True))
+        return dict(zip(sampling.NAMES, values, strict=True))
