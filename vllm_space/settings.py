@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import ipaddress
 import json
 import os
 import shlex
@@ -111,6 +112,14 @@ def _origins(value: Any) -> Any:
     return origins
 
 
+def _networks(value: Any) -> Any:
+    networks = _comma_separated(value)
+    for network in networks:
+        if network != "*":
+            ipaddress.ip_network(network, strict=False)  # raises ValueError
+    return networks
+
+
 def _engine_flags(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -139,6 +148,7 @@ Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_secret_lis
 Url = Annotated[str, BeforeValidator(_url)]
 Urls = Annotated[dict[str, str], NoDecode, BeforeValidator(_urls)]
 Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)]
+Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_networks)]
 EngineFlags = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_engine_flags)]
 AutoInt = Annotated[int | None, BeforeValidator(_auto_is_none)]
 
@@ -274,7 +284,11 @@ class Settings(BaseSettings):
     stop: StopSequences = _var((), "one stop sequence per line, or a JSON list", "stop sequences")
     system_prompt: str = _var("", "any text", "instructions for every conversation")
     max_tokens_limit: int = _var(
-        4096, "an integer ≥ 1", "maximum that a visitor can set for max tokens", ge=1
+        4096,
+        "an integer ≥ 1",
+        "maximum that a visitor can set for max tokens; if you set it, also a cap on every answer "
+        "of /v1",
+        ge=1,
     )
 
     # -- page --------------------------------------------------------------------------------------
@@ -307,6 +321,9 @@ class Settings(BaseSettings):
     api_rate_limit: int | None = _var(
         None, "an integer ≥ 1", "requests per minute for each API key", ge=1, le=10**6
     )
+    api_max_concurrency: int | None = _var(
+        None, "an integer ≥ 1", "concurrent requests for each API key", ge=1, le=10**6
+    )
     api_cors_origins: Origins = _var(
         (),
         "comma-separated origins such as https://site.example, or *",
@@ -332,6 +349,11 @@ class Settings(BaseSettings):
     )
     gradio_share: bool = _var(
         False, "true or false", "same as `--share`: create a public gradio.live link"
+    )
+    forwarded_allow_ips: Networks = _var(
+        (),
+        "comma-separated addresses or networks such as 127.0.0.1 or 10.0.0.0/8, or *",
+        "reverse proxies whose X-Forwarded headers are believed; a Space's own always is",
     )
 
     # -- set by start.sh for the processes it starts; not for owners -------------------------------
