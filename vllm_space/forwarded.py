@@ -1,0 +1,110 @@
+"""Who sent a request, if a reverse proxy passed it on: the visitor's address, scheme and host.
+
+Proxies report these in X-Forwarded headers, which anyone can send. They are believed only from the
+proxies in FORWARDED_ALLOW_IPS and, on a Space, from the platform's; otherwise they are removed. So
+everything behind this middleware can rely on the scope. Knows nothing of sign-in or Gradio.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+HEADERS = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port")
+IPV6_SITE = 64  # bits: a provider gives each customer at least this many addresses to choose from
+
+Trusts = Callable[[str], bool]  # whether an address is that of a proxy to believe
+
+
+def trusted(networks: Iterable[str], on_space: bool) -> Trusts:
+    """Which addresses are proxies: those in `networks`; on a Space, also all private ones.
+
+    A Space can only be reached through the platform's proxies, which have private addresses.
+    """
+    networks = set(networks)
+    ranges = [ipaddress.ip_network(network, strict=False) for network in networks - {"*"}]
+
+    def trusts(address: str) -> bool:
+        try:
+            ip = ipaddress.ip_address(address)
+        except ValueError:  # not an address, such as the name of a Unix socket
+            return "*" in networks
+        return (
+            "*" in networks
+            or (on_space and not ip.is_global)
+            or any(ip in network for network in ranges)
+        )
+
+    return trusts
+
+
+class ForwardedMiddleware:
+    """ASGI middleware: sets the scope's client and scheme to the visitor's.
+
+    Of the X-Forwarded headers it leaves only X-Forwarded-Proto and X-Forwarded-Host, from a trusted
+    proxy and with a single value: Gradio reads them to build its URLs.
+    """
+
+    def __init__(self, app: ASGIApp, trusts: Trusts):
+        self.app = app
+        self.trusts = trusts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            scope = self._resolved(scope)
+        await self.app(scope, receive, send)
+
+    def _resolved(self, scope: Scope) -> Scope:
+        headers = Headers(scope=scope)
+        kept = [(name, value) for name, value in scope["headers"] if name not in HEADERS]
+        scope = {**scope, "headers": kept}
+        peer, port = scope.get("client") or ("", 0)
+        if not self.trusts(peer):
+            return scope
+        # A proxy appends the address it sees: the last one that is not a proxy's is the visitor's.
+        # What comes before it is what the visitor claims.
+        hops = [
+            hop.strip() for value in headers.getlist("x-forwarded-for") for hop in value.split(",")
+        ]
+        visitor = next(
+            (hop for hop in reversed(hops) if _is_address(hop) and not self.trusts(hop)), ""
+        )
+        if visitor or _is_address(hops[0] if hops else ""):
+            scope["client"] = (visitor or hops[0], port)
+        # With several proxies, the first one is the visitor's, such as the "https" in "https,http".
+        scheme = _first(headers, "x-forwarded-proto").lower()
+        if scheme in ("http", "https"):
+            scope["scheme"] = scheme
+            kept.append((b"x-forwarded-proto", scheme.encode()))
+        if host := _first(headers, "x-forwarded-host"):
+            kept.append((b"x-forwarded-host", host.encode("latin-1")))
+        return scope
+
+
+def _first(headers: Headers, name: str) -> str:
+    return headers.get(name, "").split(",")[0].strip()
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def visitor_address(scope: Scope) -> str:
+    """The visitor's address, for limits; an IPv6 address as its network of 64 bits."""
+    address = scope["client"][0] if scope.get("client") else ""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return str(address)
+    if isinstance(ip, ipaddress.IPv4Address):
+        return str(ip)
+    if ip.ipv4_mapped:
+        return str(ip.ipv4_mapped)
+    return str(ipaddress.ip_network((ip, IPV6_SITE), strict=False))
