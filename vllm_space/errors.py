@@ -85,6 +85,17 @@ def too_many_answers(running: int) -> Rejected:
     return Rejected(f"You already have {answers} running. Wait for one to finish, or stop it.")
 
 
+def disk_full() -> Rejected:
+    return Rejected("This file cannot be stored: the server's disk is almost full.")
+
+
+def quota_exceeded(size: int) -> Rejected:
+    return Rejected(
+        f"This file cannot be stored: you have used your {size // 2**20} MiB for today. "
+        "Try again tomorrow."
+    )
+
+
 def cut_off() -> Interrupted:
     return Interrupted(
         "The answer was cut off because the connection to the model server was lost. Try again."
