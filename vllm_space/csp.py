@@ -1,44 +1,53 @@
-"""The content security policy: what the browser may load and run (https://www.w3.org/TR/CSP3).
+"""The content security policies: what the browser may load and run (https://www.w3.org/TR/CSP3).
 
 An image URL in an answer could leak the conversation to any server, so the page may only load from
-its own address.
+its own address. A form in an answer could lead the visitor away, so the page may not submit any.
 """
 
 from __future__ import annotations
 
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
+from vllm_space.hardware import Space
 from vllm_space.settings import Settings
 
-SELF = "'self' data: blob:"
+OWN_DATA = "'self' data: blob:"
 GRADIO_CDN = "https://gradio.s3-us-west-2.amazonaws.com"  # serves the assets of gradio.live pages
+HUB = "https://huggingface.co https://*.hf.space"  # shows a Space in a frame
+
+# For files that visitors uploaded: whatever they contain, nothing in them runs.
+FILE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 
 
-def policy(config: Settings) -> str:
-    """The value of the Content-Security-Policy header."""
+def page_policy(config: Settings, space: Space | None, sign_in: bool) -> str:
+    """The policy of the page. `sign_in` says whether it requires sign-in."""
     # Gradio's HTML contains inline scripts, and its plots compile code at run time.
-    scripts = f"{SELF} 'unsafe-inline' 'unsafe-eval'"
+    scripts = "'self' 'unsafe-inline' 'unsafe-eval'"
     if config.gradio_share:
         scripts += f" {GRADIO_CDN}"
-    images = " ".join([SELF, *config.app_image_origins])
+    images = " ".join([OWN_DATA, *config.app_image_origins])
+    directives = [
+        f"default-src {scripts} data: blob:",
+        f"script-src {scripts}",
+        f"img-src {images}",
+        f"media-src {images}",
+        "worker-src 'self' blob:",
+        "frame-src 'none'",
+        "object-src 'none'",
+        "base-uri 'self'",
+        "form-action 'none'",
+    ]
+    if sign_in:
+        directives.append(_frame_ancestors(space))
+    return "; ".join(directives)
+
+
+def login_policy(space: Space | None) -> str:
+    """The policy of the login page."""
     return (
-        f"default-src {scripts}; img-src {images}; media-src {images}; "
-        "frame-src 'none'; object-src 'none'; base-uri 'self'; form-action 'self'"
+        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'self'; form-action 'self'; "
+        + _frame_ancestors(space)
     )
 
 
-class CspMiddleware:
-    """ASGI middleware: adds the policy to every response."""
-
-    def __init__(self, app: ASGIApp, config: Settings):
-        self.app = app
-        self.policy = policy(config)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_policy(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["Content-Security-Policy"] = self.policy
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy if scope["type"] == "http" else send)
+def _frame_ancestors(space: Space | None) -> str:
+    """Which sites may show the page in a frame, where a visitor could be tricked into clicking."""
+    return f"frame-ancestors 'self' {HUB}" if space else "frame-ancestors 'self'"

@@ -1,27 +1,32 @@
-"""Gradio's web application, plus what it lacks: an ingress in front and correct error statuses.
+"""Gradio's web application, changed where it is too open, too forgetful or misleading.
 
 Workarounds for Gradio, here and elsewhere, are tagged "gradio 6.31".
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from fastapi import HTTPException
-from gradio import Blocks, route_utils
+from gradio import Blocks, processing_utils, route_utils
 from gradio.block_function import BlockFunction
 from gradio.data_classes import PredictBody
 from gradio.route_utils import FnIndexInferError
 from gradio.routes import App, ORJSONResponse
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vllm_space import errors
 
 log = logging.getLogger(__name__)
+
+UNCOLLECTED_AFTER = 60  # seconds
 
 
 class GradioApp(App):
@@ -30,15 +35,62 @@ class GradioApp(App):
     `ingress` receives the complete application and returns the one to serve (gradio#13117).
     """
 
-    # gradio 6.31: app_kwargs["middleware"] runs inside Gradio's own CORS middleware, which lets the
-    # scripts of any site read the responses (gradio#10276)
-
     def __init__(self, ingress: Callable[[ASGIApp], ASGIApp], **options: Any):
         super().__init__(default_response_class=ORJSONResponse, **options)
         self._ingress = ingress
 
     def build_middleware_stack(self) -> ASGIApp:
+        # gradio 6.31: its CORS middleware lets the scripts of any site read the responses, with the
+        # visitor's cookies (gradio#10276)
+        self.user_middleware = [
+            middleware
+            for middleware in self.user_middleware
+            if cast(object, middleware.cls) is not route_utils.CustomCORSMiddleware
+        ]
         return self._ingress(super().build_middleware_stack())
+
+
+def fetch_nothing() -> None:
+    """Make Gradio reject the URL of another site in place of an uploaded file.
+
+    gradio 6.31: it downloads the file, of any size, and the visitor can read it.
+    """
+
+    async def reject(url: str, cache_dir: str = "") -> Any:
+        raise ValueError("a URL in place of an uploaded file")
+
+    # All of its downloads use one of these two.
+    processing_utils.async_ssrf_protected_get = reject
+    processing_utils.async_ssrf_protected_download = reject
+
+
+async def drop_uncollected_answers(blocks: Blocks) -> None:
+    """Forget the messages of events that ended a minute ago, if nobody has collected them.
+
+    Runs until it is cancelled. gradio 6.31: it keeps them for the next 2,000 sessions.
+    """
+    queue = blocks._queue
+    waiting: dict[str, tuple[int, float]] = {}  # session -> (messages, time of the last change)
+    while True:
+        await asyncio.sleep(UNCOLLECTED_AFTER / 6)
+        now = time.monotonic()
+        uncollected = {
+            session: messages.qsize()
+            for session, messages in queue.pending_messages_per_session.items()
+            if messages.qsize()
+            and not queue.pending_event_ids_session.get(session, set())
+            & queue.event_ids_to_events.keys()
+        }
+        waiting = {
+            session: waiting[session]
+            if session in waiting and waiting[session][0] == size
+            else (size, now)
+            for session, size in uncollected.items()
+        }
+        for session, (_, since) in waiting.items():
+            if now - since >= UNCOLLECTED_AFTER:
+                queue.pending_messages_per_session.pop(session, None)
+                queue.pending_event_ids_session.pop(session, None)
 
 
 def reject_unknown_events() -> None:
@@ -88,6 +140,8 @@ class ErrorMiddleware:
 
         try:
             await self.app(scope, receive, intercept)
+        except ClientDisconnect:
+            log.info("a visitor left in the middle of a request for %r", scope["path"])
         except Exception as error:
             if started:
                 raise

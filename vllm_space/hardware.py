@@ -44,9 +44,14 @@ class Space:
         return f"https://huggingface.co/spaces/{self.id}/settings"
 
     @property
+    def hosts(self) -> tuple[str, ...]:
+        """The names under which it is reached: the Hub's, then custom domains."""
+        return tuple(filter(None, (name.strip() for name in self.host.split(","))))
+
+    @property
     def url(self) -> str:
         """The direct URL, outside the Hub's iframe; empty if unknown."""
-        return f"https://{self.host.split(',')[0]}" if self.host else ""
+        return f"https://{self.hosts[0]}" if self.hosts else ""
 
 
 def gpus(device: str = "auto") -> list[Gpu]:

@@ -13,33 +13,59 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm_space.gateway import Gateway
 from vllm_space.health import Health
 
-# gradio 6.31: its file route downloads a "file" from another site and serves it (gradio#13593)
-REMOTE_FILE = re.compile(r"/file[=/]\s*https?:", re.IGNORECASE)
-# gradio 6.31: its reload endpoint exists even without `gradio app.py`, and polls 20 times a second
-RELOAD = "/gradio_api/dev/reload"
+API = "/gradio_api"  # Gradio's prefix, also of its MCP server
+
+# What browsers, Gradio's clients and MCP clients need -> methods. All other routes of Gradio are
+# blocked: they write conversations to disk, keep recordings and run ffmpeg, fetch files from other
+# sites, call methods of components, or report on other visitors.
+ROUTES = [
+    (re.compile(pattern), frozenset(methods.split()))
+    for pattern, methods in (
+        (r"/|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json", "GET HEAD"),
+        (r"/(assets|static|svelte)/.+", "GET HEAD"),
+        (r"/login/?", "GET HEAD POST"),
+        (r"/login/(huggingface|callback)", "GET"),
+        (r"/logout/?", "GET POST"),
+        (rf"{API}/(info|startup-events|user|login_check|app_id|theme\.css)/?", "GET"),
+        (rf"{API}/(call/(v2/)?|run/|api/)[^/]+/?|{API}/(queue/join|cancel|reset/?)", "POST"),
+        (rf"{API}/call/(v2/)?[^/]+/[^/]+|{API}/queue/data|{API}/heartbeat/[^/]+", "GET"),
+        (rf"{API}/upload", "POST"),
+        (rf"{API}/upload_progress", "GET"),
+        (rf"{API}/file=/.+", "GET HEAD"),  # not from http://...: gradio#13593
+        (rf"{API}/mcp(/.*)?", "GET HEAD POST DELETE"),
+    )
+]
+# `gradio app.py` reloads the page on every change. The endpoint polls 20 times a second.
+RELOAD = (re.compile(rf"{API}/dev/reload"), frozenset({"GET"}))
 
 
 class Ingress:
-    """ASGI app: /healthz, the API gateway, or else the page, which is Gradio's."""
+    """ASGI app: /healthz, the API gateway, or else the page, which is Gradio's.
+
+    `development` says whether `gradio app.py` runs the page.
+    """
 
     def __init__(self, page: ASGIApp, health: Health, gateway: Gateway, development: bool):
         self.page = page
         self.health = health
         self.gateway = gateway
-        self.development = development  # `gradio app.py`: reload the page on every change
+        self.routes = [*ROUTES, RELOAD] if development else ROUTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._app(scope["path"]) if scope["type"] == "http" else self.page
-        await app(scope, receive, send)
+        if scope["type"] == "websocket":  # Gradio has none
+            return await send({"type": "websocket.close", "code": 1008})
+        app = self._app(scope["path"], scope["method"]) if scope["type"] == "http" else self.page
+        return await app(scope, receive, send)
 
-    def _app(self, path: str) -> ASGIApp:
-        """The app that handles a path."""
+    def _app(self, path: str, method: str) -> ASGIApp:
+        """The app that handles a request."""
         if path == "/healthz":
             return self.health
         if self.gateway.serves(path):
             return self.gateway
-        if REMOTE_FILE.search(path):
-            return JSONResponse({"detail": "Files from other sites are not served here."}, 403)
-        if path.rstrip("/") == RELOAD and not self.development:
+        allowed = [methods for pattern, methods in self.routes if pattern.fullmatch(path)]
+        if not allowed:
             return JSONResponse({"detail": "Not Found"}, 404)
+        if method not in frozenset().union(*allowed):
+            return JSONResponse({"detail": "Method Not Allowed"}, 405)
         return self.page

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import io
 import logging
 import resource
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator
-from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
+from starlette.types import ASGIApp
 
-from vllm_space import gradio_app, hardware, prctl, run_dir
+from vllm_space import csp, forwarded, gradio_app, hardware, prctl, run_dir
 from vllm_space.auth import SignIn, SignInMiddleware
+from vllm_space.bodies import BodyMiddleware
 from vllm_space.catalog import Catalog
-from vllm_space.csp import CspMiddleware
+from vllm_space.forwarded import ForwardedMiddleware
 from vllm_space.gateway import Gateway
 from vllm_space.generation import Generation
+from vllm_space.headers import HeadersMiddleware
 from vllm_space.health import Health
 from vllm_space.ingress import Ingress
+from vllm_space.origins import OriginMiddleware
 from vllm_space.page import conversation, javascript, layout, no_gpu, theme
+from vllm_space.sessions import SessionMiddleware
 from vllm_space.settings import Settings
+from vllm_space.storage import Storage
 
 SPARE_THREADS = 40  # for handlers that do not stream
 
@@ -39,6 +48,7 @@ class Web:
         self.space = hardware.space()
         self.sign_in = SignIn(config, self.space, theme.button_color(config.app_theme))
         self.gateway = Gateway(config, self.catalog)
+        self.storage = Storage(Path(get_upload_folder()))
         if without_gpu and self.space:
             self.demo = no_gpu.build(config, self.space)
         else:
@@ -110,23 +120,38 @@ class Web:
         }
 
     def _app(self) -> gradio_app.GradioApp:
-        """Gradio's application, behind the ingress and with sign-in."""
+        """Gradio's application, with what it lacks in front of it and inside."""
         gradio_app.reject_unknown_events()
-        health = Health(self.config, self.catalog)
+        gradio_app.fetch_nothing()
         return gradio_app.GradioApp(
-            partial(Ingress, health=health, gateway=self.gateway, development=self.demo.dev_mode),
+            self._front,
             routes=self.sign_in.routes(),
-            middleware=[
-                Middleware(CspMiddleware, config=self.config),
+            middleware=[  # the first is the outermost
                 Middleware(gradio_app.ErrorMiddleware),
                 Middleware(SignInMiddleware, sign_in=self.sign_in),
+                Middleware(BodyMiddleware, sign_in=self.sign_in, storage=self.storage),
+                Middleware(SessionMiddleware, sign_in=self.sign_in),
             ],
         )
 
+    def _front(self, gradio: ASGIApp) -> ASGIApp:
+        """What handles a request before Gradio does, if at all."""
+        config, space = self.config, self.space
+        trusts = forwarded.trusted(config.forwarded_allow_ips, on_space=space is not None)
+        own_hosts = space.hosts if space else (socket.gethostname(),)
+        # A page with a public link can be reached from everywhere anyway.
+        page = OriginMiddleware(gradio, own_hosts, not config.gradio_share, trusts)
+        policy = csp.page_policy(config, space, self.sign_in.required)
+        health = Health(config, self.catalog)
+        ingress = Ingress(HeadersMiddleware(page, policy), health, self.gateway, self.demo.dev_mode)
+        return ForwardedMiddleware(ingress, trusts)
+
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: gradio_app.GradioApp) -> AsyncIterator[None]:
+        cleaning = asyncio.create_task(gradio_app.drop_uncollected_answers(self.demo))
         async with self.gateway.lifespan():
             yield
+        cleaning.cancel()
 
     # -- the last line of the start log ----------------------------------------------------
 

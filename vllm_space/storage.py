@@ -1,0 +1,35 @@
+"""Limits for what visitors store on this machine's disk: uploads, exports and images."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from limits import RateLimitItemPerDay
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+
+from vllm_space import errors
+
+QUOTA = 500 * 2**20  # bytes a visitor may store within a day, after which Gradio deletes the files
+SMALLEST = 64 * 2**10  # bytes that a file counts at least, so that small ones are limited too
+FLOOR = 2**30  # bytes that stay free on the disk, for everything else on this machine
+
+
+class Storage:
+    """The folder for files of visitors, and how much each of them has stored there.
+
+    Thread-safe. All counts are lost at a restart, as are the files.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._quota = RateLimitItemPerDay(QUOTA)
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+
+    def take(self, visitor: str, size: int) -> None:
+        """Count `size` bytes as stored by a visitor. Raises Rejected if there is no room."""
+        if shutil.disk_usage(self.folder).free - size < FLOOR:
+            raise errors.disk_full()
+        if not self._limiter.hit(self._quota, visitor, cost=size):
+            raise errors.quota_exceeded(QUOTA)
