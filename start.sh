@@ -10,7 +10,7 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 source "$ROOT/vllm_space/environment.sh"
-# For the engine's log and status; deleted at the end. See vllm_space/run_dir.py.
+# For the engine's log and status and visitors' files. See vllm_space/run_dir.py.
 RUN_DIR=$(mktemp -d "${TMPDIR:-/tmp}/vllm-space.XXXXXX") ||
   die "Cannot create a folder: set TMPDIR to a writable one."
 touch "$RUN_DIR/started" || true
@@ -76,6 +76,7 @@ if [ "$plan" = boot ]; then
 fi
 
 # -- 6. The page, which loads meanwhile and opens its port when vLLM is ready ----------------
+export GRADIO_TEMP_DIR="${GRADIO_TEMP_DIR:-$RUN_DIR/uploads}" # deleted with RUN_DIR
 env -u HF_TOKEN PYTHONUNBUFFERED=1 "$PYTHON" "$ROOT/app.py" "$@" </dev/null &
 
 # -- 7. When either of them ends, exit with its code -----------------------------------------

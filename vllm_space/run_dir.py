@@ -5,6 +5,7 @@
     status.json  what the engine is doing: the supervisor writes it, the page reads it
     engine.log   the engine's output, with secrets masked
     engine.pid   leader of the engine's process group, in case start.sh has to kill it
+    uploads      files of visitors, which the page stores and deletes
 
 ENGINE_RUN_DIR names the folder. It is None if the engine runs elsewhere: then there is nothing to
 read. Knows nothing of processes or Gradio.

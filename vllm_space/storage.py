@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import shutil
+import signal
+import tempfile
 from pathlib import Path
 
 from limits import RateLimitItemPerDay
@@ -16,6 +20,22 @@ SMALLEST = 64 * 2**10  # bytes that a file counts at least, so that small ones a
 FLOOR = 2**30  # bytes that stay free on the disk, for everything else on this machine
 
 
+def private_folder() -> str:
+    """Make a folder that only this user can read, and delete it when this process ends."""
+    folder = tempfile.mkdtemp(prefix="vllm-space.")
+
+    def delete(*_: object) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def end(number: int, frame: object) -> None:
+        delete()
+        os._exit(128 + number)
+
+    atexit.register(delete)
+    signal.signal(signal.SIGTERM, end)
+    return folder
+
+
 class Storage:
     """The folder for files of visitors, and how much each of them has stored there.
 
@@ -24,6 +44,7 @@ class Storage:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._quota = RateLimitItemPerDay(QUOTA)
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
 

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import io
 import logging
+import os
 import resource
 import socket
 import sys
@@ -196,6 +197,7 @@ class Web:
 
 def _prepare_process(config: Settings) -> None:
     prctl.die_with_parent()
+    os.umask(0o077)  # visitors' files are nobody else's business
     # gradio 6.31: launch sends a request to its own address (gradio#4046)
     hardware.reach_directly(config.gradio_server_name)
     logging.basicConfig(

@@ -319,7 +319,7 @@ class ChatTab(Tab):
         """Take back the last turn; its message returns to the message box, ready to be changed."""
         turn = conversation.turn(history, event_value(data, "index"))
         question = history[turn]
-        files = [part["file"]["path"] for part in question["content"] if part["type"] == "file"]
+        files = conversation.image_paths(question)
         return history[:turn], {"text": conversation.text(question), "files": files}
 
     @handler

@@ -28,6 +28,8 @@ CONTINUE = "continue"  # value of the option under an answer that stopped at max
 TITLE_LENGTH = 48  # characters
 TEXT_FILE_LIMIT = 64 * 2**10  # bytes; roughly a quarter as many tokens
 IMAGE_LIMIT = 10 * 2**20  # bytes
+IMAGES_LIMIT = 24 * 2**20  # bytes of all images in a conversation: 32 MiB when sent as text
+MAX_FILES = 20  # in a message
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 STORED_LIMIT = 2**19  # characters of one conversation; a browser has room for a few of these
 
@@ -90,6 +92,8 @@ def question(text: str, files: list[str], images: bool) -> dict[str, Any]:
     `files` are paths; `images` says whether the model takes images. Raises Rejected for a file that
     cannot be sent.
     """
+    if len(files) > MAX_FILES:
+        raise errors.Rejected(f"Attach at most {MAX_FILES} files to a message.")
     image_parts = []
     for path in map(Path, files):
         if mimetypes.guess_type(path.name)[0] in IMAGE_TYPES:
@@ -244,8 +248,9 @@ def title(history: History) -> str:
 def to_messages(history: History) -> list[Message]:
     """The conversation as sent to the engine, without notes: no earlier reasoning, no errors.
 
-    generation.py adds the system message.
+    generation.py adds the system message. Raises Rejected if the images are too large together.
     """
+    _check_images(history)
     return [
         {"role": message["role"], "content": _content(message)}
         for message in history
@@ -253,9 +258,33 @@ def to_messages(history: History) -> list[Message]:
     ]
 
 
+def _check_images(history: History) -> None:
+    """Raise Rejected if the images are too large together, or deleted, as they are after a day.
+
+    A program can name the same file many times, so this comes before any of them is read.
+    """
+    paths = [path for message in history for path in image_paths(message)]
+    try:
+        size = sum(Path(path).stat().st_size for path in paths)
+    except FileNotFoundError:
+        raise errors.Rejected(
+            "An image of this conversation is no longer on the server. Attach it again."
+        ) from None
+    if size > IMAGES_LIMIT:
+        raise errors.Rejected(
+            f"The images of this conversation are larger than {IMAGES_LIMIT // 2**20} MiB "
+            "together. Start a new one, or use smaller images."
+        )
+
+
+def image_paths(message: dict[str, Any]) -> list[str]:
+    """Paths of the images of a message."""
+    return [part["file"]["path"] for part in message["content"] if part["type"] == "file"]
+
+
 def _content(message: dict[str, Any]) -> str | list[dict[str, Any]]:
     """The text of a message, with its images as data URLs if it has any."""
-    paths = [part["file"]["path"] for part in message["content"] if part["type"] == "file"]
+    paths = image_paths(message)
     if not paths:
         return text(message)
     parts: list[dict[str, Any]] = [
@@ -275,8 +304,10 @@ def _data_url(path: str) -> str:
 def to_json(history: History, system_prompt: str = "") -> list[Message]:
     """The conversation as OpenAI's messages, beginning with the visitor's own system prompt.
 
-    Reasoning is the field `reasoning` of an assistant message.
+    Reasoning is the field `reasoning` of an assistant message. Raises Rejected if the images are
+    too large together.
     """
+    _check_images(history)
     messages: list[Message] = []
     if system_prompt.strip():
         messages.append({"role": "system", "content": system_prompt})
