@@ -28,14 +28,11 @@ def trusted(networks: Iterable[str], on_space: bool) -> Trusts:
     ranges = [ipaddress.ip_network(network, strict=False) for network in networks - {"*"}]
 
     def trusts(address: str) -> bool:
-        try:
-            ip = ipaddress.ip_address(address)
-        except ValueError:  # not an address, such as the name of a Unix socket
-            return "*" in networks
+        ip = _address(address)
         return (
             "*" in networks
-            or (on_space and not ip.is_global)
-            or any(ip in network for network in ranges)
+            or (on_space and _is_private(address))
+            or any(ip in network for network in ranges if ip)
         )
 
     return trusts
@@ -64,16 +61,9 @@ class ForwardedMiddleware:
         peer, port = scope.get("client") or ("", 0)
         if not self.trusts(peer):
             return scope
-        # A proxy appends the address it sees: the last one that is not a proxy's is the visitor's.
-        # What comes before it is what the visitor claims.
-        hops = [
-            hop.strip() for value in headers.getlist("x-forwarded-for") for hop in value.split(",")
-        ]
-        visitor = next(
-            (hop for hop in reversed(hops) if _is_address(hop) and not self.trusts(hop)), ""
-        )
-        if visitor or _is_address(hops[0] if hops else ""):
-            scope["client"] = (visitor or hops[0], port)
+        hops = [hop.strip() for hop in ",".join(headers.getlist("x-forwarded-for")).split(",")]
+        if visitor := self._visitor([hop for hop in hops if _address(hop)]):
+            scope["client"] = (visitor, port)
         # With several proxies, the first one is the visitor's, such as the "https" in "https,http".
         scheme = _first(headers, "x-forwarded-proto").lower()
         if scheme in ("http", "https"):
@@ -83,28 +73,41 @@ class ForwardedMiddleware:
             kept.append((b"x-forwarded-host", host.encode("latin-1")))
         return scope
 
+    def _visitor(self, hops: list[str]) -> str:
+        """The visitor among the addresses that a request came through; empty if there is none.
+
+        Each proxy appends the address it sees, so the last one that is no proxy's is genuine; those
+        before it are what the visitor claims. If all are trusted, it is the last public one.
+        """
+        for is_proxy in (self.trusts, _is_private):
+            for hop in reversed(hops):
+                if not is_proxy(hop):
+                    return hop
+        return hops[-1] if hops else ""
+
 
 def _first(headers: Headers, name: str) -> str:
     return headers.get(name, "").split(",")[0].strip()
 
 
-def _is_address(text: str) -> bool:
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
+        return ipaddress.ip_address(text)
+    except ValueError:  # such as "unknown", or the name of a Unix socket
+        return None
+
+
+def _is_private(address: str) -> bool:
+    ip = _address(address)
+    return ip is not None and not ip.is_global
 
 
 def visitor_address(scope: Scope) -> str:
     """The visitor's address, for limits; an IPv6 address as its network of 64 bits."""
     address = scope["client"][0] if scope.get("client") else ""
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
+    ip = _address(address)
+    if not isinstance(ip, ipaddress.IPv6Address):
         return str(address)
-    if isinstance(ip, ipaddress.IPv4Address):
-        return str(ip)
     if ip.ipv4_mapped:
         return str(ip.ipv4_mapped)
     return str(ipaddress.ip_network((ip, IPV6_SITE), strict=False))

@@ -69,13 +69,13 @@ class OriginMiddleware:
         origin = headers.get("origin")
         if origin is None:
             return False
-        parts = urlsplit(origin)
-        if scope["scheme"] == "https" and parts.scheme != "https":
+        scheme, _, host = origin.partition("://")
+        if scope["scheme"] == "https" and scheme != "https":
             return True
         # A proxy that is not trusted may have ended TLS: the scheme seen here can be wrong.
         own_hosts = (headers.get("host"), headers.get("x-forwarded-host"), *self.own_hosts)
-        return _with_port(parts.netloc, parts.scheme) not in {
-            _with_port(host, parts.scheme) for host in own_hosts if host
+        return _with_port(host, scheme) not in {
+            _with_port(own_host, scheme) for own_host in own_hosts if own_host
         }
 
 
