@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 # Timeouts in seconds. Server.timeout limits the wait for each chunk of an answer.
 CONNECT_TIMEOUT = 5
-HEALTH_TIMEOUT = 3  # a request to /healthz waits for this
 LIST_TIMEOUT = 5  # loading the page waits for this
 METRICS_TIMEOUT = 10
 TOKENIZE_TIMEOUT = 30
@@ -121,13 +120,34 @@ def models(server: Server) -> list[Model]:
         return models
 
 
-def is_up(server: Server) -> bool:
-    """Whether a server can answer requests now."""
+def check(server: Server, timeout: float) -> None:
+    """Raise ModelError unless the server can answer requests now.
+
+    Waits up to `timeout` seconds for each response; TimedOut if one does not come. The /health of
+    vLLM does not wait for its tokenizer, a single thread that every request needs: tokenize a word.
+    """
+    with _session(server) as session:
+        try:
+            if not _is_up(session, server, timeout):
+                raise errors.unreachable(server.label)
+            if model := _vllm_model(session, server, timeout):
+                body = {"model": model, "prompt": "Hi"}
+                # Even an error shows that it responds.
+                session.post(f"{server.url}/tokenize", json=body, timeout=timeout)
+        except requests.exceptions.ReadTimeout:
+            raise errors.not_answering(server.label) from None
+
+
+def _vllm_model(session: requests.Session, server: Server, timeout: float) -> str | None:
+    """The name of a model of the server, if it is vLLM."""
+    response = session.get(f"{server.url}/v1/models", timeout=timeout)
+    if not response.ok:
+        return None  # no list of models, or a router that has just lost a replica
     try:
-        with _session(server) as session:
-            return _is_up(session, server, HEALTH_TIMEOUT)
-    except errors.ModelError:
-        return False
+        models = response.json()["data"]
+        return next((model["id"] for model in models if model.get("owned_by") == "vllm"), None)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def _is_up(session: requests.Session, server: Server, timeout: float) -> bool:

@@ -52,6 +52,14 @@ def unreachable(label: str = "") -> Unreachable:
     )
 
 
+def not_answering(label: str = "") -> TimedOut:
+    server = f"The model server {label}" if label else "The model server"
+    return TimedOut(
+        f"{server} accepts connections but does not answer. It may be overloaded or stuck. "
+        "Try again in a minute."
+    )
+
+
 def no_server() -> Unreachable:
     return Unreachable("No model is running: this Space has no GPU and MODEL_URL is not set.")
 

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 
-from starlette.concurrency import run_in_threadpool
+import anyio
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from vllm_space import client, errors, run_dir
 from vllm_space.catalog import Catalog
+from vllm_space.client import Server
+from vllm_space.errors import ModelError
 from vllm_space.settings import Settings
 
-MAX_AGE = 1.0  # seconds for which a check of the engines is cached
+MAX_AGE = 1.0  # seconds for which a check of the servers is cached
+TIMEOUT = 3.0  # seconds that a request waits for a check
+# A busy server may take seconds to respond: after so many without a response it counts as stuck.
+PATIENCE = 15.0
+
+_THREADS = anyio.CapacityLimiter(math.inf)  # there is at most one check of each server
 
 
 class Health:
-    """ASGI app: 200 if an engine is up, otherwise 503 with the reason."""
+    """ASGI app: 200 if a server can answer requests, otherwise 503 with the reason."""
 
     def __init__(self, config: Settings, catalog: Catalog):
         self.config = config
         self.catalog = catalog
         self._lock = asyncio.Lock()
-        self._checked_at = -MAX_AGE
-        self._up = False
+        self._checked_at = -math.inf
+        self._problem: ModelError | None = None
+        self._checks: dict[Server, asyncio.Task[ModelError | None]] = {}
+        self._responded_at: dict[Server, float] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (await self._response())(scope, receive, send)
@@ -33,17 +43,44 @@ class Health:
         status = run_dir.read_status(self.config.engine_run_dir)
         if status and status.state != "ready":
             return JSONResponse({"status": status.state, "reason": status.sentence}, 503)
-        if await self._is_up():
-            return JSONResponse({"status": "ok"})
-        reason = errors.unreachable() if self.catalog.servers else errors.no_server()
-        return JSONResponse({"status": "down", "reason": str(reason)}, 503)
-
-    async def _is_up(self) -> bool:
         async with self._lock:  # concurrent requests share one check
             if time.monotonic() - self._checked_at >= MAX_AGE:
-                checks = [
-                    run_in_threadpool(client.is_up, server) for server in self.catalog.servers
-                ]
-                self._up = any(await asyncio.gather(*checks))
+                self._problem = await self._check_all()
                 self._checked_at = time.monotonic()
-            return self._up
+        if self._problem:
+            return JSONResponse({"status": "down", "reason": str(self._problem)}, 503)
+        return JSONResponse({"status": "ok"})
+
+    async def _check_all(self) -> ModelError | None:
+        """Why no server can answer requests; None if one can."""
+        problems = await asyncio.gather(*map(self._check, self.catalog.servers))
+        if not problems:
+            return errors.no_server()
+        if None in problems:
+            return None
+        return next(
+            (error for error in problems if isinstance(error, errors.TimedOut)), problems[0]
+        )
+
+    async def _check(self, server: Server) -> ModelError | None:
+        """Why a server cannot answer requests; None if it can."""
+        check = self._checks.get(server)
+        if check is None or check.done():
+            check = self._checks[server] = asyncio.create_task(self._ask(server))
+        await asyncio.wait([check], timeout=TIMEOUT)
+        problem = check.result() if check.done() else errors.not_answering()
+        silence = time.monotonic() - self._responded_at.get(server, -math.inf)
+        if isinstance(problem, errors.TimedOut) and silence < PATIENCE:
+            return None
+        return problem
+
+    async def _ask(self, server: Server) -> ModelError | None:
+        """Check a server in a thread, which a request does not wait for longer than TIMEOUT."""
+        try:
+            await anyio.to_thread.run_sync(client.check, server, PATIENCE, limiter=_THREADS)
+        except errors.TimedOut:
+            return errors.not_answering()  # without the server's label
+        except ModelError:
+            return errors.unreachable()
+        self._responded_at[server] = time.monotonic()
+        return None
