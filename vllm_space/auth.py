@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import json
 import logging
 import math
@@ -18,23 +17,30 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from itsdangerous import BadSignature, URLSafeTimedSerializer
 from jinja2 import Template
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from vllm_space import csp, login_form
+from vllm_space.forwarded import visitor_address
 from vllm_space.hardware import Space
-from vllm_space.settings import Settings
+from vllm_space.lockout import Lockout
+from vllm_space.settings import Settings, shorten
+from vllm_space.signing import Signer, claimed_name
 
 log = logging.getLogger(__name__)
 
+DAY = 24 * 3600  # seconds
 COOKIE = "vllm_space_login"
-COOKIE_MAX_AGE = 30 * 24 * 3600  # seconds
-FREE_FAILURES = 5  # wrong passwords from one address before it has to wait
-MAX_WAIT = 300  # seconds
-MAX_ADDRESSES = 10_000  # remembered; the oldest is dropped, so a flood cannot fill the memory
+COOKIE_MAX_AGE = 30 * DAY
+# Set at a sign-in, one for each user, and kept when the visitor signs out: see lockout.py. See also
+# https://owasp.org/www-community/Slow_Down_Online_Guessing_Attacks_with_Device_Cookies
+BROWSER_COOKIE = "vllm_space_browser_"
+BROWSER_COOKIE_MAX_AGE = 365 * DAY
+MAX_ENDED = 10_000  # sessions that were signed out; the oldest are forgotten
 LOGIN_PAGE = Template(
     Path(__file__).with_name("login.html").read_text(encoding="utf-8"), autoescape=True
 )
@@ -45,20 +51,27 @@ HUGGING_FACE_PATHS = ("/login/huggingface", "/login/callback")  # public too
 
 
 class SignIn:
-    """Who may use the page, and how they sign in."""
+    """Who may use the page, and how they sign in and out.
+
+    A session that was signed out stays invalid while this process runs. After a restart, a copy of
+    its cookie is valid again until it expires or, for a password, until that changes.
+    """
 
     def __init__(self, config: Settings, space: Space | None, button_color: str):
         self.config = config
         self.space = space
         self.button_color = button_color  # CSS, for the login page
         self.logins = config.logins
-        self.required = bool(self.logins or config.oauth_allowed)
-        # The signing key is derived from the passwords: visitors stay signed in after a restart,
-        # and are signed out when a password changes.
-        key = hashlib.sha256(json.dumps(sorted(self.logins.items())).encode()).hexdigest()
-        self.signer = URLSafeTimedSerializer(key, salt=COOKIE)
-        # address -> (wrong passwords so far, time.monotonic() from which the next try is allowed)
-        self.failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self.required = is_required(config)
+        self.signer = Signer(self.logins)
+        self.lockout = Lockout()
+        self.ended: OrderedDict[str, None] = OrderedDict()  # sessions that were signed out
+
+    # -- who is signed in --------------------------------------------------------------------------
+
+    async def prepare(self, request: Request) -> None:
+        """Derive the key that the other methods need to check the request's cookie."""
+        await self.signer.prepare(claimed_name(request.cookies.get(COOKIE, "")))
 
     def user(self, request: Request) -> str | None:
         """The signed-in visitor's name, or None."""
@@ -66,14 +79,11 @@ class SignIn:
 
     def visitor(self, request: Request) -> str:
         """Identifies the sender of a request: the name if signed in, otherwise the address."""
-        return self.user(request) or client_address(request, self.space)
+        return self.user(request) or visitor_address(request.scope)
 
     def _password_user(self, request: Request) -> str | None:
-        try:
-            name = self.signer.loads(request.cookies.get(COOKIE, ""), max_age=COOKIE_MAX_AGE)
-        except BadSignature:
-            return None
-        return name if name in self.logins else None
+        token = self.signer.check(request.cookies.get(COOKIE, ""), COOKIE, COOKIE_MAX_AGE)
+        return token.name if token and token.id not in self.ended else None
 
     def _hugging_face_user(self, request: Request) -> str | None:
         profile = self._profile(request)
@@ -90,6 +100,8 @@ class SignIn:
         oauth_info = request.session.get("oauth_info") or {}
         if oauth_info.get("expires_at", math.inf) <= time.time():
             return {}
+        if _oauth_session(oauth_info) in self.ended:
+            return {}
         return dict(oauth_info.get("userinfo") or {})
 
     def is_owner(self, request: Request) -> bool:
@@ -99,62 +111,77 @@ class SignIn:
         owner = self.space.id.split("/")[0] if self.space else None
         return owner is not None and self._hugging_face_user(request) == owner
 
+    # -- signing in and out ------------------------------------------------------------------------
+
     def routes(self) -> list[Route]:
-        """The route of the login form. Gradio has those of "Sign in with Hugging Face"."""
-        if not self.required:
-            return []
-        return [Route("/login", self.login, methods=["GET", "POST"])]
+        """The routes of the login form and of signing out, in place of Gradio's.
+
+        Gradio has those of "Sign in with Hugging Face".
+        """
+        login = [
+            Route(path, self.login, methods=["GET", "POST"])
+            # gradio 6.31: its own, which no one needs, would write files of any size to disk
+            for path in ("/login", "/login/")
+        ]
+        return [*login, Route("/logout", self.logout, methods=["GET", "POST"])]
 
     async def login(self, request: Request) -> Response:
-        """Show the form, or check a user name and a password.
-
-        Browsers and Gradio's client both send them as form fields.
-        """
-        if request.method == "GET":
-            return self.page()
-        form = await request.form()
-        name, password = str(form.get("username", "")).strip(), str(form.get("password", ""))
-        is_browser = "text/html" in request.headers.get("accept", "")
-
-        def failure(message: str, page_status: int, status: int) -> Response:
-            if is_browser:
-                return self.page(message, page_status)
-            return JSONResponse({"detail": message}, status)
-
-        address = client_address(request, self.space)
-        wait = math.ceil(self.failures.get(address, (0, 0.0))[1] - time.monotonic())
-        if wait > 0:
-            response = failure(f"Too many wrong passwords. Try again in {wait} s.", 429, 429)
-            response.headers["Retry-After"] = str(wait)
+        """Show the form, or check a user name and a password."""
+        if not self.required:
+            return RedirectResponse(_root(request), 303)
+        if request.method != "POST":
+            return self.page(request)
+        try:
+            name = await self._authenticate(request)
+        except HTTPException as error:
+            if _is_browser(request):
+                response: Response = self.page(request, error.detail, error.status_code)
+            else:
+                response = JSONResponse({"detail": error.detail}, error.status_code)
+            response.headers.update(error.headers or {})
             return response
-        if not self._matches(name, password):
-            self._count_failure(address)
-            return failure("Incorrect user name or password.", 200, 400)
-        self.failures.pop(address, None)
-        root = request.scope.get("root_path", "") + "/"
-        response = RedirectResponse(root, 303) if is_browser else JSONResponse({"success": True})
-        # In another site's frame, browsers only store Secure cookies; on plain http, only others.
-        secure = request.headers.get("x-forwarded-proto", request.url.scheme) == "https"
-        response.set_cookie(
-            COOKIE,
-            self.signer.dumps(name),
-            COOKIE_MAX_AGE,
-            path=urlsplit(root).path,
-            httponly=True,
-            secure=secure,
-            samesite="none" if secure else "lax",
-        )
-        if secure:
-            # One cookie per embedding site (CHIPS), for browsers that block others in frames.
-            response.headers["set-cookie"] += "; Partitioned"
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody receives it
+        response = _done(request)
+        for cookie, path, max_age in (
+            (COOKIE, "", COOKIE_MAX_AGE),
+            (_browser_cookie(name), "login", BROWSER_COOKIE_MAX_AGE),
+        ):
+            token = self.signer.sign(name, cookie)
+            response.set_cookie(cookie, token, max_age, **_cookie_options(request, path))
         return response
 
-    def _count_failure(self, address: str) -> None:
-        count = self.failures.pop(address, (0, 0.0))[0] + 1
-        wait = min(2 ** (count - FREE_FAILURES), MAX_WAIT) if count >= FREE_FAILURES else 0
-        self.failures[address] = (count, time.monotonic() + wait)
-        if len(self.failures) > MAX_ADDRESSES:
-            self.failures.popitem(last=False)
+    async def _authenticate(self, request: Request) -> str:
+        """The name of the user whose password this is, whose key is then prepared.
+
+        Raises HTTPException with the reason if it is wrong, or too many were; ClientDisconnect.
+        """
+        address = visitor_address(request.scope)
+        browsers = await self._known_browsers(request)
+        if not browsers:  # before anything of the body is read
+            _check_wait(self.lockout.wait_of_address(address))
+        form = await login_form.read(request)
+        name, password = form.get("username", "").strip(), form.get("password", "")
+        sender = (name, address, browsers.get(name))
+        _check_wait(self.lockout.wait(*sender))
+        if not self._matches(name, password):
+            self.lockout.count(*sender)
+            # Masked, in case someone typed the password into the wrong field
+            log.info("wrong password for %r from %s", shorten(self.config.mask(name)), address)
+            raise HTTPException(400, "Incorrect user name or password.")
+        self.lockout.clear(*sender)
+        await self.signer.prepare(name)
+        return name
+
+    async def _known_browsers(self, request: Request) -> dict[str, str]:
+        """The users who have signed in with this browser before -> its identity in lockout.py."""
+        known = {}
+        for cookie, value in request.cookies.items():
+            if cookie.startswith(BROWSER_COOKIE):
+                await self.signer.prepare(claimed_name(value))
+                if token := self.signer.check(value, cookie, BROWSER_COOKIE_MAX_AGE):
+                    known[token.name] = token.id
+        return known
 
     def _matches(self, name: str, password: str) -> bool:
         """Whether this is one of the logins. Every login is compared, in constant time."""
@@ -165,17 +192,41 @@ class SignIn:
             matches |= same_name and same_password
         return matches
 
+    async def logout(self, request: Request) -> Response:
+        """End the visitor's session, however it began, in the browser and on the server."""
+        response = _done(request)
+        if token := self.signer.check(request.cookies.get(COOKIE, ""), COOKIE, COOKIE_MAX_AGE):
+            self._end(token.id)
+        response.delete_cookie(COOKIE, **_cookie_options(request))
+        if "session" in request.scope:
+            if oauth_info := request.session.get("oauth_info"):
+                self._end(_oauth_session(oauth_info))
+            request.session.clear()
+        return response
+
+    def _end(self, session: str) -> None:
+        self.ended[session] = None
+        if len(self.ended) > MAX_ENDED:
+            self.ended.popitem(last=False)
+
+    # -- the login page ----------------------------------------------------------------------------
+
     def page_for(self, request: Request) -> HTMLResponse:
         """The login page for a visitor without access."""
         if name := self._profile(request).get("preferred_username"):
             message = (
                 f"You are signed in as {name}, but this Space's owner hasn't given you access."
             )
-            return self.page(message, 403, signed_in=True)
-        return self.page()
+            return self.page(request, message, 403, signed_in=True)
+        return self.page(request)
 
     def page(
-        self, message: str = "", status: int = 200, signed_in: bool = False, root: str = "./"
+        self,
+        request: Request,
+        message: str = "",
+        status: int = 200,
+        signed_in: bool = False,
+        root: str = "./",
     ) -> HTMLResponse:
         """The login page, a single file. `root` is the relative URL of the app's root."""
         html = LOGIN_PAGE.render(
@@ -185,28 +236,66 @@ class SignIn:
             passwords=bool(self.logins),
             hugging_face=bool(self.config.oauth_allowed),
             signed_in=signed_in,
+            # Hugging Face does not let its own pages be shown in the frame of a Space.
+            in_frame=request.headers.get("sec-fetch-dest") in ("iframe", "frame"),
             direct=self.space.url if self.space else "",
             button_color=self.button_color,
         )
-        return HTMLResponse(html, status)
+        headers = {
+            "Content-Security-Policy": csp.login_policy(self.space),
+            "Cache-Control": "no-store",
+        }
+        return HTMLResponse(html, status, headers)
 
 
-def client_address(request: Request, space: Space | None) -> str:
-    """The IP address of the client. On a Space, it comes from the proxy's X-Forwarded-For header.
+def is_required(config: Settings) -> bool:
+    """Whether visitors of the page have to sign in."""
+    return bool(config.logins or config.oauth_allowed)
 
-    A proxy appends the address it sees, so the last public address is genuine, whatever the client
-    sent before it. Elsewhere the header is not trusted.
-    """
-    direct = request.client.host if request.client else ""
-    if not space:
-        return direct
-    for address in reversed(request.headers.get("x-forwarded-for", "").split(",")):
-        try:
-            if ipaddress.ip_address(address.strip()).is_global:
-                return address.strip()
-        except ValueError:
-            continue
-    return direct
+
+def _is_browser(request: Request) -> bool:
+    return "text/html" in request.headers.get("accept", "")
+
+
+def _root(request: Request) -> str:
+    """The URL of the page, or its path."""
+    return str(request.scope.get("root_path", "")) + "/"
+
+
+def _done(request: Request) -> Response:
+    """The response to a visitor who has signed in or out, or to a program."""
+    if _is_browser(request):
+        return RedirectResponse(_root(request), 303)
+    return JSONResponse({"success": True})
+
+
+def _cookie_options(request: Request, path: str = "") -> dict[str, Any]:
+    """Attributes of a cookie for the page or, with a `path`, for a path below it."""
+    # In another site's frame, browsers only store Secure cookies; on plain http, only others.
+    secure = request.url.scheme == "https"
+    return {
+        "path": urlsplit(_root(request)).path + path,
+        "httponly": True,
+        "secure": secure,
+        "samesite": "none" if secure else "lax",
+    }
+
+
+def _browser_cookie(name: str) -> str:
+    """The name of the cookie of a browser that has signed in as this user."""
+    return BROWSER_COOKIE + hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
+def _oauth_session(oauth_info: dict[str, Any]) -> str:
+    """Identifies one sign-in with Hugging Face."""
+    return hashlib.sha256(json.dumps(oauth_info, sort_keys=True).encode()).hexdigest()
+
+
+def _check_wait(seconds: int) -> None:
+    """Raise HTTPException if it is too early for the next password."""
+    if seconds:
+        message = f"Too many wrong passwords. Try again in {seconds} s."
+        raise HTTPException(429, message, {"Retry-After": str(seconds)})
 
 
 def same_secret(secret: str, candidate: str) -> bool:
@@ -227,13 +316,14 @@ class SignInMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or not self.sign_in.required:
             return await self.app(scope, receive, send)
-        if scope["path"] in HUGGING_FACE_PATHS:
-            return await self._hugging_face_sign_in(scope, receive, send)
-        if scope["path"] in PUBLIC_PATHS:
-            return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
         request = Request(scope)
+        await self.sign_in.prepare(request)
+        if scope["path"] in HUGGING_FACE_PATHS:
+            return await self._hugging_face_sign_in(request, receive, send)
+        if scope["path"] in PUBLIC_PATHS:
+            return await self.app(scope, receive, send)
         if self.sign_in.user(request):
             return await self.app(scope, receive, send)
         if scope["path"] == "/" and scope["method"] in ("GET", "HEAD"):
@@ -243,16 +333,16 @@ class SignInMiddleware:
             response = JSONResponse({"detail": message}, 401)
         return await response(scope, receive, send)
 
-    async def _hugging_face_sign_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _hugging_face_sign_in(self, request: Request, receive: Receive, send: Send) -> None:
         """Run Gradio's OAuth routes; if the sign-in fails, show the login page with a message."""
         # gradio 6.31: if the visitor declines or Hugging Face is down, it returns a bare 500
         response: Response = self.sign_in.page(
-            "Sign-in with Hugging Face failed. Try again.", 403, root="../"
+            request, "Sign-in with Hugging Face failed. Try again.", 403, root="../"
         )
-        if "error" not in Request(scope).query_params:
+        if "error" not in request.query_params:
             try:
-                return await self.app(scope, receive, send)
+                return await self.app(request.scope, receive, send)
             except Exception:
                 log.exception("sign-in with Hugging Face failed")
                 response.status_code = 502
-        return await response(scope, receive, send)
+        return await response(request.scope, receive, send)
