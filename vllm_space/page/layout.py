@@ -18,6 +18,7 @@ from vllm_space.page.controls import Controls
 from vllm_space.page.endpoints import add_endpoints
 from vllm_space.page.events import UNQUEUED, handler
 from vllm_space.page.javascript import call
+from vllm_space.page.sign_out import add_button
 from vllm_space.page.status import StatusTab
 from vllm_space.page.tab import Tab
 from vllm_space.settings import DEMO_MODEL_NAME, Settings
@@ -43,7 +44,7 @@ def build(config: Settings, generation: Generation, sign_in: SignIn) -> Blocks:
         delete_cache=(HOUR, 24 * HOUR),
     )
     with demo:
-        page.build()
+        page.build(demo)
         page.wire(demo)
         add_endpoints(page.controls)
     return demo
@@ -60,10 +61,10 @@ class Page:
 
     # -- what is on it -----------------------------------------------------------------------------
 
-    def build(self) -> None:
+    def build(self, demo: gr.Blocks) -> None:
         for tab in self.tabs:
             tab.sidebar()
-        self.header()
+        self.header(demo)
         self.buttons: dict[Tab, gr.Tab] = {}
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=320), gr.Tabs():
@@ -76,7 +77,7 @@ class Page:
             tab: gr.Timer(tab.refresh_every, active=False) for tab in self.tabs if tab.refresh_every
         }
 
-    def header(self) -> None:
+    def header(self, demo: gr.Blocks) -> None:
         with gr.Row(equal_height=True):
             with gr.Column(scale=4, min_width=320):
                 gr.Markdown(f"# {self.config.app_title}")
@@ -84,9 +85,8 @@ class Page:
                     gr.Markdown(self.config.app_description)
                 about = gr.Markdown(elem_id="about")
             with gr.Column(scale=1, min_width=240):
+                add_button(demo, self.config)
                 self.controls.header()
-                if self.config.oauth_allowed:
-                    gr.LoginButton()
         self.banner = gr.Markdown(elem_id="banner", visible=False)
         self.controls.update_on_model(about, self.about)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from vllm_space.hardware import Space
+from vllm_space.page.sign_out import add_button
 from vllm_space.settings import Settings
 
 TEXT = """
@@ -37,7 +38,6 @@ def build(config: Settings, space: Space) -> gr.Blocks:
     )
     demo = gr.Blocks(title=config.app_title, analytics_enabled=False)
     with demo:
-        if config.oauth_allowed:
-            gr.LoginButton()  # gradio 6.31: its sign-in routes exist only if a page has this button
+        add_button(demo, config)
         gr.Markdown(text)
     return demo

@@ -32,6 +32,19 @@ globalThis.vllmSpace = (() => {
       if (window.innerWidth < 768) document.querySelector("#sidebar .toggle-button")?.click();
     },
 
+    // -- the Sign out button ----------------------------------------------------------------------
+
+    // () -> the button, with the visitor's name
+    nameVisitor: () => update({ value: `Sign out (${gradio_config.username})` }),
+
+    // Then the server shows the login page.
+    signOut: () => {
+      const signedOut = fetch(`${gradio_config.root}/logout`, { method: "POST" });
+      signedOut.finally(() => location.reload());
+    },
+
+    // -- tabs -------------------------------------------------------------------------------------
+
     // (whether the tab shows the controls, which tabs' timers run) -> [controls, ...timers]
     selectTab: (showsControls, running) => [
       update({ visible: showsControls }),
