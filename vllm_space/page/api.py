@@ -59,9 +59,11 @@ class ApiTab(Tab):
         return list(snippets.write(self.address(request), name, sign_in.required).values())
 
     def address(self, request: gr.Request) -> str:
+        """The page's address, as the visitor's browser knows it."""
         space = self.controls.sign_in.space
         if space and space.url:
             return space.url
-        scheme = request.headers.get("x-forwarded-proto", http(request).url.scheme)
+        url = http(request).url
+        origin = request.headers.get("origin", f"{url.scheme}://{url.netloc}")
         root_path = http(request).scope.get("root_path", "")
-        return f"{scheme}://{request.headers['host']}{root_path}".rstrip("/")
+        return f"{origin}{root_path}".rstrip("/")
