@@ -141,8 +141,12 @@ class ErrorMiddleware:
         try:
             await self.app(scope, receive, intercept)
         except ClientDisconnect:
-            log.info("a visitor left in the middle of a request for %r", scope["path"])
+            return log.info("a visitor left in the middle of a request for %r", scope["path"])
         except Exception as error:
+            if started and isinstance(error.__cause__, HTTPException):
+                # gradio 6.31: raised in the stream of an unknown session, after telling the client
+                log.info("a stream for %r ended: %s", scope["path"], error.__cause__)
+                return await send({"type": "http.response.body"})
             if started:
                 raise
             # The request contains a lone surrogate, which Gradio sends back: a UnicodeEncodeError
@@ -151,7 +155,7 @@ class ErrorMiddleware:
                 message = str(errors.malformed_request())
                 return await JSONResponse({"error": message}, 400)(scope, receive, send)
             log.exception("Gradio failed to handle a request for %r", scope["path"])
-            await _error_response(b"")(scope, receive, send)
+            return await _error_response(b"")(scope, receive, send)
 
 
 def _error_response(body: bytes) -> JSONResponse:

@@ -52,5 +52,7 @@ class Storage:
         """Count `size` bytes as stored by a visitor. Raises Rejected if there is no room."""
         if shutil.disk_usage(self.folder).free - size < FLOOR:
             raise errors.disk_full()
-        if not self._limiter.hit(self._quota, visitor, cost=size):
+        cost = max(size, SMALLEST)
+        if not self._limiter.test(self._quota, visitor, cost=cost):  # `hit` would count it anyway
             raise errors.quota_exceeded(QUOTA)
+        self._limiter.hit(self._quota, visitor, cost=cost)

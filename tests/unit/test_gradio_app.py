@@ -1,10 +1,12 @@
-"""HTTP statuses from the real Gradio: 4xx for an invalid request, 500 for a bug."""
+"""Our changes to the real Gradio: statuses, downloads, and answers that nobody collects."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 
 import gradio as gr
 import pytest
+from gradio import processing_utils
 from starlette.middleware import Middleware
 from starlette.testclient import TestClient
 
@@ -87,3 +89,41 @@ def test_unknown_event_is_404(client, index):
     response = client.post("/gradio_api/run/predict", json={"data": ["Hi"], "fn_index": index})
     assert response.status_code == 404
     assert client.post("/gradio_api/call/nothing", json={"data": []}).status_code == 404
+
+
+def test_no_url_is_downloaded(tmp_path, monkeypatch):
+    for name in ("async_ssrf_protected_get", "async_ssrf_protected_download"):
+        monkeypatch.setattr(processing_utils, name, getattr(processing_utils, name))
+    gradio_app.fetch_nothing()
+    component = gr.File()
+    component.GRADIO_CACHE = str(tmp_path)
+    url = "https://huggingface.co/robots.txt"
+    with pytest.raises(ValueError, match="in place of an uploaded file"):
+        processing_utils.save_url_to_cache(url, str(tmp_path))
+    with pytest.raises(ValueError, match="in place of an uploaded file"):
+        asyncio.run(component.async_move_resource_to_block_cache(url))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_uncollected_answers_are_dropped(monkeypatch):
+    monkeypatch.setattr(gradio_app, "UNCOLLECTED_AFTER", 0.3)
+
+    async def scenario() -> list[str]:
+        with gr.Blocks(analytics_enabled=False) as demo:
+            pass
+        queue = demo._queue
+        for session in ("ended", "running", "collected", "growing"):
+            queue.pending_messages_per_session[session] = asyncio.Queue()
+            queue.pending_event_ids_session[session] = {f"event of {session}"}
+            if session != "collected":
+                queue.pending_messages_per_session[session].put_nowait("an answer")
+        queue.event_ids_to_events["event of running"] = None
+        task = asyncio.create_task(gradio_app.drop_uncollected_answers(demo))
+        for _ in range(8):
+            await asyncio.sleep(0.1)
+            queue.pending_messages_per_session["growing"].put_nowait("more")
+        task.cancel()
+        assert queue.pending_event_ids_session.keys() == queue.pending_messages_per_session.keys()
+        return list(queue.pending_messages_per_session)
+
+    assert asyncio.run(scenario()) == ["running", "collected", "growing"]
