@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ CONNECT_TIMEOUT = 5
 LIST_TIMEOUT = 5  # loading the page waits for this
 METRICS_TIMEOUT = 10
 TOKENIZE_TIMEOUT = 30
+COUNT_WAIT = 5  # for the token count of another request
 READ_SIZE = 65536  # bytes; only an upper bound: whatever has arrived is passed on immediately
 
 # A white square of 64 x 64 pixels, to find out whether a model accepts images.
@@ -266,16 +268,26 @@ def text_of(message: Message) -> str:
     return "\n".join(part["text"] for part in content if part["type"] == "text")
 
 
+_counting: dict[str, threading.Lock] = {}  # URL of a server -> held while it counts
+
+
 def count_tokens(model: Model, prompt: str | list[Message]) -> int | None:
     """Number of tokens in a text, or in a conversation after the chat template.
 
-    None if the server has no /tokenize. Raises ModelError.
+    None if the server has no /tokenize, or is busy counting for others. Raises ModelError.
     """
     if isinstance(prompt, str):
         body: dict[str, Any] = {"model": model.name, "prompt": prompt}
     else:
         body = {"model": model.name, "messages": prompt, **_continuation(prompt)}
-    status, result = _tokenize(model.server, body)
+    # vLLM counts in a single thread, which every request needs: let at most one count be waiting.
+    counting = _counting.setdefault(model.server.url, threading.Lock())
+    if not counting.acquire(timeout=COUNT_WAIT):
+        return None
+    try:
+        status, result = _tokenize(model.server, body)
+    finally:
+        counting.release()
     return result.get("count") if status == 200 else None
 
 

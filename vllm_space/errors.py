@@ -78,6 +78,22 @@ def too_long(prompt: str, tokens: int, context_length: int) -> Rejected:
     )
 
 
+def too_many_characters(prompt: str, characters: int, limit: int, context_length: int) -> Rejected:
+    """`prompt` is what to call it: "conversation" or "text"."""
+    return Rejected(
+        f"The {prompt} has {characters:,} characters, but the model's context length is "
+        f"{context_length:,} tokens, which is at most {limit:,} characters here. Shorten it."
+    )
+
+
+def too_much_text(size: int, limit: int) -> Rejected:
+    """Both in bytes."""
+    return Rejected(
+        f"The request has {size / 1e6:.1f} MB of text; at most {limit / 1e6:g} MB are allowed. "
+        "Shorten it."
+    )
+
+
 def malformed_request() -> Rejected:
     return Rejected("This request is malformed. If you sent it from the page, reload the page.")
 

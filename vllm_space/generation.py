@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_space import client, errors, sampling
+from vllm_space import client, errors, sampling, text_limit
 from vllm_space.catalog import Catalog
 from vllm_space.client import Message, Model, Stream
 from vllm_space.settings import Settings
@@ -65,14 +65,24 @@ class Generation:
 
     def stream(self, request: Request) -> Stream:
         """A stream for the request, validated and fitted to the context. Raises SpaceError."""
-        model = self.catalog.find(request.model)
         fields = sampling.request_fields(request.sampling, self.config.max_tokens_limit)
         if isinstance(request.prompt, str):
+            model = self._model(request, {"prompt": request.prompt} | fields)
             fields = _fit_to_context(model, request.prompt, fields)
             return client.complete(model, request.prompt, fields)
         _check(request)
         messages = [*system_message(request.system_prompt), *request.prompt]
+        model = self._model(request, {"messages": messages} | fields)
         return client.chat(model, messages, _fit_to_context(model, messages, fields))
+
+    def _model(self, request: Request, body: dict[str, Any]) -> Model:
+        """The model of a request. Raises SpaceError, also if the body has too much text for it."""
+        size = text_limit.measure(body)
+        text_limit.check_bytes(size)
+        model = self.catalog.find(request.model)
+        name = "text" if isinstance(request.prompt, str) else "conversation"
+        text_limit.check_context(size, model.context_length, name)
+        return model
 
 
 def system_message(system_prompt: str) -> list[Message]:

@@ -1,6 +1,7 @@
 """The client against a scripted engine on a real socket: protocols, failures, closing."""
 
 import json
+import threading
 from contextlib import closing
 
 import pytest
@@ -131,3 +132,32 @@ def test_catalog_omits_servers_that_are_down():
         assert catalog.find().name == "one"
         with pytest.raises(errors.Rejected, match="no model 'three'"):
             catalog.find("three")
+
+
+def test_tokens_are_counted_one_at_a_time(monkeypatch):
+    """Whoever does not get their turn goes on without a count."""
+    begun, release = threading.Semaphore(0), threading.Event()
+
+    def tokenize(body):
+        begun.release()
+        release.wait(10)
+        return 200, {"count": len(body["prompt"])}
+
+    counts: list[int | None] = []
+    with ScriptedEngine(tokenize=tokenize).running() as engine:
+        model = model_of(engine)
+
+        def count(text: str) -> None:
+            counts.append(client.count_tokens(model, text))
+
+        threads = [threading.Thread(target=count, args=(text,)) for text in ("x", "xx", "xxx")]
+        for thread in threads:
+            thread.start()
+        assert begun.acquire(timeout=5)
+        assert not begun.acquire(timeout=0.3)
+        monkeypatch.setattr(client, "COUNT_WAIT", 0.1)
+        assert client.count_tokens(model, "xxxx") is None
+        release.set()
+        for thread in threads:
+            thread.join()
+    assert sorted(counts) == [1, 2, 3]

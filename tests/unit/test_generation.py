@@ -69,6 +69,37 @@ def test_full_context_is_rejected(generation, engine, form, name):
     assert engine.requests == []
 
 
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (Request("x " * 17_000), "The text has 34,0"),
+        (Request(as_chat("x " * 17_000)), "The conversation has 34,0"),
+        (Request(HELLO, system_prompt="x " * 17_000), "The conversation has 34,0"),
+        (Request(HELLO, sampling={"stop": "x " * 17_000}), ""),
+        (Request([{"role": "user", "content": "x", "name": "x " * 17_000}]), "34,0"),
+        (Request("x " * 1_100_000), "The request has 2.2 MB of text; at most 2 MB are allowed"),
+        (Request(as_chat("\u0e01" * 700_000)), "The request has 2.1 MB of text"),
+    ],
+)
+def test_huge_texts_never_reach_the_engine(generation, engine, request_, reason):
+    *_, answer = generation.answer(request_, "visitor")
+    assert reason in answer.error
+    assert [line for line in engine.request_lines if line.startswith("POST")] == []
+
+
+def test_megabytes_are_refused_offline():
+    """Before anything is asked of the server."""
+    config = Settings(_env_file=None, model_url="http://127.0.0.1:9")
+    answer = ask(Generation(config, Catalog.of(config)), "x" * 2_100_000)
+    assert "2.1 MB of text" in answer.error
+
+
+def test_images_are_not_counted_as_text(generation, engine):
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 3_000_000}}
+    answer = ask(generation, [{"role": "user", "content": [image]}])
+    assert answer.text == "Hello you"
+
+
 def test_system_prompt_counts_too(generation, engine):
     ask(generation, HELLO, sampling={"max_tokens": 1000}, system_prompt="word " * 4000)
     assert engine.requests[0][2]["max_tokens"] == 95
