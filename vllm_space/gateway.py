@@ -12,9 +12,11 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import Any, TypeVar
 
 import aiohttp
 from limits import RateLimitItemPerMinute
@@ -23,16 +25,18 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
-from yarl import URL
 
-from vllm_space import auth, errors
+from vllm_space import api_request, auth, errors, text_limit
+from vllm_space.api_request import ApiError, ApiRequest
 from vllm_space.catalog import Catalog
-from vllm_space.client import CONNECT_TIMEOUT, Model, Server
+from vllm_space.client import Model, Server
 from vllm_space.settings import Settings
+from vllm_space.upstream import Busy, Upstream
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 # Path -> method. All other engine endpoints are blocked: LoRA loading, sleep, profiling, metrics...
 ENDPOINTS = {
@@ -46,8 +50,11 @@ ENDPOINTS = {
     "/tokenize": "POST",
     "/detokenize": "POST",
 }
-BODY_LIMIT = 32 * 2**20  # bytes; room for a few images
-TOKEN_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+# An engine works on these in a single thread and to the end, even if the client has left.
+COUNTS = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
+CATALOG_WAIT = 2  # seconds to wait for a model's context length
+LARGE = 256 * 2**10  # bytes of JSON that keep the event loop busy for too long
+ERROR_LIMIT = 64 * 2**10  # bytes of an engine's error that are read before it is passed on
 # Not the client's API key, which is meant for this gateway, nor its cookies, which are the page's.
 REQUEST_HEADERS = (
     "content-type",
@@ -66,48 +73,6 @@ RESPONSE_HEADERS = (
     "retry-after",
 )
 RETRY_AFTER = 5  # seconds; sent to clients when an engine is down
-# Seconds to keep an idle connection to an engine. vLLM itself closes it after 5.
-KEEP_ALIVE = 4
-MAX_TRIES = 3
-# Seconds within which a request on a dead connection fails. Later, it is the engine that failed.
-STALE_WITHIN = 1.0
-
-# https://docs.anthropic.com/en/api/errors. Other statuses are an `invalid_request_error`, or from
-# 500 on an `api_error`.
-ANTHROPIC_ERRORS = {
-    401: "authentication_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-}
-
-
-class ApiError(Exception):
-    """An error response of the gateway: HTTP status, message and the `code` of OpenAI's format."""
-
-    def __init__(self, status: int, message: str, code: str, **headers: object):
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.headers = {name.replace("_", "-"): str(value) for name, value in headers.items()}
-
-    def body(self, path: str) -> bytes:
-        """The error in Anthropic's format under /v1/messages, otherwise in OpenAI's."""
-        message, is_client_error = str(self), self.status < 500
-        error: dict[str, Any]
-        if path.startswith("/v1/messages"):
-            default = "invalid_request_error" if is_client_error else "api_error"
-            kind = ANTHROPIC_ERRORS.get(self.status, default)
-            error = {"type": "error", "error": {"type": kind, "message": message}}
-        else:
-            kind = "invalid_request_error" if is_client_error else "server_error"
-            error = {"error": {"message": message, "type": kind, "param": None, "code": self.code}}
-        return json.dumps(error).encode()
-
-    def response(self, path: str) -> Response:
-        return Response(self.body(path), self.status, self.headers, "application/json")
 
 
 def _engine_unavailable(error: errors.ModelError) -> ApiError:
@@ -141,7 +106,10 @@ class Gateway:
         rate = config.api_rate_limit
         self.limit = RateLimitItemPerMinute(rate) if rate else None
         self.limiter = MovingWindowRateLimiter(MemoryStorage())
-        self.sessions: dict[str, aiohttp.ClientSession] = {}  # by the URL of the server
+        self.running = Counter[str]()  # requests of each key's name, with API_MAX_CONCURRENCY
+        self.models: list[Model] = []  # as they were when the catalog last had any
+        self.parser = ThreadPoolExecutor(1)  # for large bodies: they hold the interpreter's lock
+        self.upstream = Upstream()
         self.app = self._with_cors(self._handle)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -150,31 +118,16 @@ class Gateway:
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
         """Keep a connection pool for each engine while the app runs."""
-        for server in self.catalog.servers:
-            self.sessions[server.url] = self._session(server)
         try:
-            yield
+            async with self.upstream.running(self.catalog.servers):
+                yield
         finally:
-            for session in self.sessions.values():
-                await session.close()
+            self.parser.shutdown(wait=False, cancel_futures=True)
 
     @staticmethod
     def serves(path: str) -> bool:
         """Whether the gateway handles this path, if only to reject it."""
         return path in ENDPOINTS or path == "/v1" or path.startswith("/v1/")
-
-    def _session(self, server: Server) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=CONNECT_TIMEOUT, sock_read=server.timeout
-            ),
-            # A local engine must not be reached through a proxy, nor with credentials from .netrc.
-            trust_env=not server.is_local,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
-        )
 
     def _with_cors(self, app: ASGIApp) -> ASGIApp:
         if not self.config.api_cors_origins:
@@ -199,17 +152,15 @@ class Gateway:
             self.counts[key_name]["requests"] += 1
             self._check_path(request)
             await self._check_rate(key_name)
-            if not self.catalog.servers:
-                raise _engine_unavailable(errors.no_server())
-            body = await _read(request)
-            log.info("%s %s by %s", request.method, path, key_name)
-            if path == "/v1/models" and len(self.catalog.servers) > 1:
-                response = JSONResponse(await self._list_models())
-                return await response(scope, receive, send)
-            server = self.catalog.servers[0]
-            if request.method == "POST":
-                server, body = await self._route(body)
-            await _while_connected(receive, self._relay(server, request, body, send))
+            with self._slot(request.method, key_name):
+                if not self.catalog.servers:
+                    raise _engine_unavailable(errors.no_server())
+                body = await api_request.read_body(request)
+                log.info("%s %s by %s", request.method, path, key_name)
+                if path == "/v1/models" and len(self.catalog.servers) > 1:
+                    response = JSONResponse(await self._list_models())
+                    return await response(scope, receive, send)
+                await _while_connected(receive, self._serve(request, body, send))
         except ApiError as error:
             if key_name:
                 self.counts[key_name]["rejected" if error.status < 500 else "failed"] += 1
@@ -261,25 +212,85 @@ class Gateway:
             )
             raise ApiError(429, message, "rate_limit_exceeded", retry_after=wait)
 
-    async def _route(self, body: bytes) -> tuple[Server, bytes]:
-        """Check the number of tokens; return the server that has the model, and the body to send.
+    @contextmanager
+    def _slot(self, method: str, key_name: str) -> Iterator[None]:
+        """Count a request as one that its key is running. Raises ApiError if it has too many."""
+        limit = self.config.api_max_concurrency
+        if limit is None or method == "GET":
+            yield
+            return
+        if self.running[key_name] >= limit:
+            message = (
+                f"Too many concurrent requests: each key may have {limit} running. "
+                "Wait for one to finish."
+            )
+            raise ApiError(429, message, "too_many_requests", retry_after=RETRY_AFTER)
+        self.running[key_name] += 1
+        try:
+            yield
+        finally:
+            self.running[key_name] -= 1
+
+    async def _serve(self, request: Request, body: bytes, send: Send) -> None:
+        """Send a request whose body has arrived to the right engine, and relay the answer.
 
         The body only changes if the model was requested by its label, since an engine knows just
-        its name. Raises ApiError.
+        its name, or if MAX_TOKENS_LIMIT lowers the tokens. Raises ApiError.
         """
-        fields = _fields(body)
-        limit = self.config.max_tokens_limit
-        tokens = max(_number(fields.get(name)) for name in TOKEN_FIELDS)
-        if tokens > limit:
-            message = f"The request asks for {tokens:g} tokens; this Space allows at most {limit}."
-            raise ApiError(400, message, "max_tokens_limit")
-        if len(self.catalog.servers) == 1:
-            return self.catalog.servers[0], body
-        label = fields.get("model")
-        model = await run_in_threadpool(self._find, label if isinstance(label, str) else None)
-        if label and label != model.name:
-            body = json.dumps(fields | {"model": model.name}).encode()
-        return model.server, body
+        if request.method == "GET":
+            return await self._relay(self.catalog.servers[0], request, None, body, send)
+        length, path = len(body), request.url.path
+        parsed = await self._compute(length, partial(ApiRequest.parse, path, body))
+        server, changes = await self._route(parsed)
+        if "max_tokens_limit" in self.config.model_fields_set:
+            changes |= parsed.capped(self.config.max_tokens_limit)
+        if changes:
+            parsed = parsed.changed(changes)
+            body = await self._compute(length, parsed.encode)
+        return await self._relay(server, request, parsed, body, send)
+
+    async def _compute(self, length: int, work: Callable[[], Result]) -> Result:
+        """The result of `work` on so many bytes of JSON, in another thread if there are many."""
+        if length <= LARGE:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self.parser, work)
+
+    async def _route(self, parsed: ApiRequest) -> tuple[Server, dict[str, Any]]:
+        """The server that has the model, and the changes that it needs to know it by its name.
+
+        Raises ApiError if there is none, or if the prompt cannot fit into the model's context.
+        """
+        label = parsed.fields.get("model")
+        label = label if isinstance(label, str) else None
+        model: Model | None = None
+        if len(self.catalog.servers) > 1:
+            model = await run_in_threadpool(self._find, label)
+            server = model.server
+        else:
+            server = self.catalog.servers[0]
+            if parsed.size.characters > text_limit.HARMLESS:
+                model = await self._model(server, label)
+        try:
+            text_limit.check_context(parsed.size, model.context_length if model else None)
+        except errors.Rejected as error:
+            raise api_request.too_large(str(error)) from None
+        is_label = len(self.catalog.servers) > 1 and model and label and label != model.name
+        return server, {"model": model.name} if is_label and model else {}
+
+    async def _model(self, server: Server, name: str | None) -> Model | None:
+        """A server's model, by default the one with the longest context; None if unknown.
+
+        Never waits long, whatever state the servers are in.
+        """
+        loop = asyncio.get_running_loop()
+        listing = loop.run_in_executor(None, self.catalog.models)
+        try:
+            self.models = await asyncio.wait_for(listing, CATALOG_WAIT) or self.models
+        except Exception as error:  # such as a server whose list is of another form
+            log.warning("the models could not be listed: %s", type(error).__name__)
+        models = [model for model in self.models if model.server == server]
+        named = [model for model in models if model.name == name]
+        return max(named or models, key=lambda model: model.context_length or 0, default=None)
 
     def _find(self, label: str | None) -> Model:
         try:
@@ -312,7 +323,14 @@ class Gateway:
         ]
         return {"object": "list", "data": data}
 
-    async def _relay(self, server: Server, request: Request, body: bytes, send: Send) -> None:
+    async def _relay(
+        self,
+        server: Server,
+        request: Request,
+        parsed: ApiRequest | None,
+        body: bytes,
+        send: Send,
+    ) -> None:
         """Send the engine's response to the client as it arrives. Raises ApiError if there is none.
 
         When cancelled, it closes the connection, upon which the engine stops generating.
@@ -321,7 +339,7 @@ class Gateway:
         started = streams = False
         data = b""
         try:
-            async with await self._request(server, request, body) as response:
+            async with self._response(server, request, parsed, body) as (response, head):
                 await self._check_response(server, response)
                 headers = _pick(response.headers, RESPONSE_HEADERS)
                 if response.status in (502, 503):
@@ -332,9 +350,14 @@ class Gateway:
                 start = {"type": "http.response.start", "status": response.status, "headers": raw}
                 await send(start)
                 started = True
+                if head:
+                    await send({"type": "http.response.body", "body": head, "more_body": True})
                 async for data in response.content.iter_any():
                     await send({"type": "http.response.body", "body": data, "more_body": True})
                 await send({"type": "http.response.body"})
+        except Busy:
+            message = "The engine is busy counting tokens for others. Try again in a moment."
+            raise ApiError(503, message, "engine_busy", retry_after=RETRY_AFTER) from None
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             log.error("the engine failed to answer a request: %s", type(error).__name__)
             if not started:
@@ -348,27 +371,83 @@ class Gateway:
                 await send({"type": "http.response.body", "body": event})
             # Otherwise the connection is closed here, so the client sees an incomplete response.
 
-    async def _request(
-        self, server: Server, request: Request, body: bytes
-    ) -> aiohttp.ClientResponse:
-        """Forward the request and return once the headers are in. Raises aiohttp.ClientError."""
-        query = f"?{request.url.query}" if request.url.query else ""
-        url = URL(server.url + request.url.path + query, encoded=True)
-        headers = _pick(request.headers, REQUEST_HEADERS) | server.headers
-        tries = 0
-        while True:
-            tries += 1
-            started_at = time.monotonic()
+    @asynccontextmanager
+    async def _response(
+        self, server: Server, request: Request, parsed: ApiRequest | None, body: bytes
+    ) -> AsyncIterator[tuple[aiohttp.ClientResponse, bytes]]:
+        """The engine's response, and the bytes that were already read from it.
+
+        An engine refuses a longer answer than fits into the context, and agents ask for 32,000
+        tokens and more, whatever the model: it is then asked once more, for what fits.
+        """
+        path = request.url.path
+        target = f"{path}?{request.url.query}" if request.url.query else path
+        headers = _pick(request.headers, REQUEST_HEADERS)
+        ask = self.upstream.count if path in COUNTS else self.upstream.request
+        async with await ask(server, request.method, target, headers, body) as response:
+            if response.status != 400 or not parsed or not parsed.asked:
+                yield response, b""
+                return
+            head = await _head(response)
+            changes = await self._fit(server, parsed, headers, _message(response, head))
+            if not changes:
+                yield response, head
+                return
+        log.info("asking again for an answer that fits into the context: %s", changes)
+        body = await self._compute(parsed.length, parsed.changed(changes).encode)
+        async with await self.upstream.request(
+            server, request.method, target, headers, body
+        ) as response:
+            yield response, b""
+
+    async def _fit(
+        self,
+        server: Server,
+        parsed: ApiRequest,
+        headers: Mapping[str, str],
+        message: str | None,
+    ) -> dict[str, Any]:
+        """The changes that make a refused answer fit into the context.
+
+        There are none if they would not help. `message` is the engine's; None if it is unreadable.
+        """
+        if message is not None and not api_request.is_about_context(message):
+            return {}
+        name = parsed.fields.get("model")
+        model = await self._model(server, name if isinstance(name, str) else None)
+        context = model.context_length if model else None
+        context = context or api_request.context_in(message or "")
+        prompt = await self._prompt_tokens(server, parsed, headers)
+        if prompt is None:
+            prompt = api_request.prompt_in(message or "")
+        if context and prompt is not None:
+            left = context - prompt
+            return parsed.lowered(left) if 1 <= left < parsed.asked else {}
+        if parsed.path == "/v1/responses" and model and model.is_vllm:
+            # Its prompts cannot be counted. vLLM then gives the answer the rest of the context.
+            return parsed.without_length()
+        return {}
+
+    async def _prompt_tokens(
+        self, server: Server, parsed: ApiRequest, headers: Mapping[str, str]
+    ) -> int | None:
+        """The number of tokens of the longest prompt, by the engine's count; None if unknown."""
+        path, bodies = parsed.counts()
+        tokens = parsed.token_ids
+        headers = {**headers, "accept-encoding": "identity"}
+        for fields in bodies:
+            body = await self._compute(parsed.length, partial(api_request.encode, fields))
             try:
-                return await self.sessions[server.url].request(
-                    request.method, url, data=body or None, headers=headers, allow_redirects=False
-                )
-            except aiohttp.ClientConnectorError:
-                raise
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                # Retry if the engine was closing a reused connection, as it does after an error.
-                if tries == MAX_TRIES or time.monotonic() - started_at > STALE_WITHIN:
-                    raise
+                asking = self.upstream.count(server, "POST", path, headers, body)
+                async with await asking as response:
+                    result = json.loads(await response.read()) if response.ok else {}
+            except (Busy, aiohttp.ClientError, asyncio.TimeoutError, ValueError):
+                return None
+            number = result.get("count", result.get("input_tokens"))
+            if not isinstance(number, int):
+                return None
+            tokens = max(tokens, number)
+        return tokens or None
 
     async def _check_response(self, server: Server, response: aiohttp.ClientResponse) -> None:
         """Raise ApiError for a response that would mislead the client.
@@ -395,6 +474,20 @@ def _pick(headers: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
     return {name: headers[name] for name in names if name in headers}
 
 
+async def _head(response: aiohttp.ClientResponse) -> bytes:
+    """The first ERROR_LIMIT bytes of a response, or all of it."""
+    head = bytearray()
+    while len(head) < ERROR_LIMIT and (data := await response.content.readany()):
+        head += data
+    return bytes(head)
+
+
+def _message(response: aiohttp.ClientResponse, head: bytes) -> str | None:
+    """The text of an error response, unless it is compressed."""
+    is_plain = response.headers.get("content-encoding", "identity") == "identity"
+    return head.decode(errors="replace") if is_plain else None
+
+
 async def _while_connected(receive: Receive, work: Awaitable[None]) -> None:
     """Run `work`; cancel it as soon as the client disconnects. The body must have been read."""
     working = asyncio.ensure_future(work)
@@ -412,49 +505,3 @@ async def _while_connected(receive: Receive, work: Awaitable[None]) -> None:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _read(request: Request) -> bytes:
-    """The request's body.
-
-    Raises ApiError as soon as it is too large, and ClientDisconnect if the client disconnects.
-    """
-    message = f"The request body is larger than {BODY_LIMIT // 2**20} MiB."
-    too_large = ApiError(413, message, "request_too_large")
-    if _number(request.headers.get("content-length")) > BODY_LIMIT:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > BODY_LIMIT:
-            raise too_large
-    return bytes(body)
-
-
-class _Ambiguous(dict[str, Any]):
-    """A JSON object with a duplicate field: the engine might use the other value."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    return fields if len(fields) == len(pairs) else _Ambiguous(fields)
-
-
-def _fields(body: bytes) -> dict[str, Any]:
-    """The fields of a JSON request. Raises ApiError for anything that cannot be checked."""
-    try:
-        fields = json.loads(body, object_pairs_hook=_object)
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict) or isinstance(fields, _Ambiguous):
-        message = "The request body must be a JSON object without duplicate fields."
-        raise ApiError(400, message, "invalid_json")
-    return fields
-
-
-def _number(value: Any) -> float:
-    """`value` as a number if an engine might accept it as one (9, 9.0, "9"), otherwise 0."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.inf if isinstance(value, int) else 0

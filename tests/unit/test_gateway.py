@@ -19,8 +19,9 @@ from starlette.middleware import Middleware
 from support.programs import API_KEY, KEY, wait_for
 from support.scripted_engine import Cut, ScriptedEngine, chat_event, chat_stream
 from vllm_space import health
+from vllm_space.api_request import ANSWERS, BODY_LIMIT, TOKEN_FIELDS
 from vllm_space.catalog import Catalog
-from vllm_space.gateway import BODY_LIMIT, ENDPOINTS, Gateway
+from vllm_space.gateway import ENDPOINTS, Gateway
 from vllm_space.ingress import Ingress
 from vllm_space.settings import Settings
 
@@ -261,37 +262,104 @@ def limited(engine) -> Iterator[str]:
         yield url
 
 
+HUGE = b"1" + b"0" * 400
+
+
 @pytest.mark.parametrize(
-    "body",
+    ("body", "received"),
     [
-        b'{"max_tokens": 101}',
-        b'{"max_completion_tokens": 101}',
-        b'{"max_output_tokens": 101}',
-        b'{"max_tokens": 101.0}',
-        b'{"max_tokens": 1.01e2}',
-        b'{"max_tokens": "101"}',
-        b'{"max_tokens": " 1_01 "}',
-        b'{"max_tokens": Infinity}',
-        b'{"max_tokens": 1' + b"0" * 400 + b"}",
-        '{"max_tokens": 101}'.encode("utf-16"),
-        b'{"max_tokens": 1, "max_completion_tokens": 101}',
-        b'{"m\\u0061x_tokens": 101}',
+        (b'{"max_tokens": 101}', {"max_tokens": 100}),
+        (b'{"max_tokens": 101.0}', {"max_tokens": 100}),
+        (b'{"max_tokens": 1.01e2}', {"max_tokens": 100}),
+        (b'{"max_tokens": "101"}', {"max_tokens": 100}),
+        (b'{"max_tokens": " 1_01 "}', {"max_tokens": 100}),
+        (b'{"max_tokens": ' + HUGE + b"}", {"max_tokens": 100}),
+        ('{"max_tokens": 101}'.encode("utf-16"), {"max_tokens": 100}),
+        (b'{"m\\u0061x_tokens": 101}', {"max_tokens": 100}),
+        (b'{"max_tokens": 1, "max_completion_tokens": 101}', {"max_completion_tokens": 100}),
+        (b'{"max_tokens": 1, "max_output_tokens": 300}', {"max_output_tokens": 100}),
+        (b'{"max_tokens": 1, "n_predict": 300, "max_new_tokens": "300"}', {"n_predict": 100}),
+        (b"{}", {}),
+        (b'{"max_tokens": null, "max_output_tokens": null}', {}),
+        (b'{"n_predict": 5}', {"n_predict": 5}),
     ],
 )
-@pytest.mark.parametrize("path", [CHAT_PATH, "/v1/completions", "/v1/responses", "/v1/messages"])
-def test_max_tokens_limit_is_enforced(engine, limited, path, body):
-    response = post(limited, path, body)
-    assert response.status_code == 400
-    assert "at most 100" in response.json()["error"]["message"]
+@pytest.mark.parametrize("path", ANSWERS)
+def test_max_tokens_limit_caps_answers(engine, limited, path, body, received):
+    """Whatever a request names, no field is above the limit, and the engine's own field is set."""
+    assert post(limited, path, body).status_code == 200
+    fields = engine.requests[0][2]
+    assert received.items() <= fields.items()
+    limits = [float(fields[name]) for name in TOKEN_FIELDS if fields.get(name) is not None]
+    assert max(limits) <= 100
+    assert any(fields.get(name) is not None for name in ANSWERS[path])
+
+
+def test_smaller_answers_keep_their_body(engine, limited):
+    for body in ({"max_tokens": 100}, {"max_completion_tokens": "7", "max_tokens": None}):
+        post(limited, body=body)
+        assert engine.requests.pop()[2] == body
+    post(limited, "/tokenize", {"prompt": "x", "max_tokens": 300})
+    post(limited, "/v1/embeddings", {"input": "x"})
+    assert [body for _, _, body in engine.requests] == [{"input": "x"}]
+
+
+def test_nothing_is_capped_by_default(engine, url):
+    for body in ({"max_tokens": 32000}, {}, {"max_output_tokens": None}):
+        post(url, body=body)
+        assert engine.requests.pop()[2] == body
+
+
+@pytest.mark.parametrize(
+    "value", ["NaN", "Infinity", '"nan"', '"-inf"', "1e999", "-1", "true", "[200]", "{}", '"x"']
+)
+@pytest.mark.parametrize("name", TOKEN_FIELDS)
+def test_meaningless_limits_are_rejected(engine, url, limited, name, value):
+    body = f'{{"max_output_tokens": 300, "{name}": {value}}}'.encode()
+    if name == "max_output_tokens":
+        body = f'{{"max_tokens": 300, "{name}": {value}}}'.encode()
+    for server in (url, limited):
+        assert post(server, "/v1/responses", body).status_code == 400
     assert engine.requests == []
 
 
 @pytest.mark.parametrize(
-    "body", [b'{"max_tokens": 100}', b'{"max_tokens": null}', b'{"max_tokens": [200]}', b"{}"]
+    "fields",
+    [
+        {"n": 129},
+        {"n": "129"},
+        {"n": 2, "best_of": 65.0},
+        {"n": 3, "prompt": ["x"] * 43},
+        {"prompt": ["x"] * 129},
+        {"prompt": [[1]] * 129},
+        {"n": "nan"},
+        {"n": []},
+        {"use_beam_search": True},
+        {"use_beam_search": "yes"},
+        {"use_beam_search": "True", "n": 4},
+        {"use_beam_search": 1},
+    ],
 )
-def test_other_max_tokens_are_forwarded(engine, limited, body):
-    assert post(limited, body=body).status_code == 200
-    assert len(engine.requests) == 1
+def test_multiplied_answers_are_rejected(engine, url, fields):
+    for path in (CHAT_PATH, "/v1/completions"):
+        response = post(url, path, {"prompt": "x", "max_tokens": 1} | fields)
+        assert response.status_code == 400
+        assert response.json()["error"]["message"].endswith(".")
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/completions", {"n": 128}),
+        ("/v1/completions", {"prompt": ["x"] * 64, "n": 2, "use_beam_search": "false"}),
+        ("/v1/completions", {"prompt": list(range(1000)), "n": None, "use_beam_search": None}),
+        ("/v1/embeddings", {"input": ["x"] * 2048}),
+    ],
+)
+def test_several_answers_are_forwarded(engine, url, path, fields):
+    assert post(url, path, fields).status_code == 200
+    assert engine.requests[0][2] == fields
 
 
 @pytest.mark.parametrize(
@@ -304,6 +372,8 @@ def test_other_max_tokens_are_forwarded(engine, limited, body):
         b'{"max_tokens": 1, "max_tokens": 2}',
         b'{"a": \xff}',
         b'"x"',
+        b'{"temperature": NaN}',
+        b'{"a": [-Infinity]}',
     ],
 )
 def test_invalid_json_is_rejected(engine, url, body):
@@ -325,6 +395,396 @@ def test_oversized_bodies_are_rejected(engine, url):
     chunked = requests.post(f"{url}/v1/responses", data=chunks, headers=KEY, timeout=20)
     assert chunked.status_code == 413
     assert engine.request_lines == []
+
+
+@pytest.mark.parametrize("body", [b'{"a": [' + b"{}," * 5_000_000 + b"0]}", b'{"a":[],' * 600_000])
+def test_many_json_values_are_rejected(engine, url, body):
+    """Parsing them would take seconds, in which nobody else is answered."""
+    answer: list[requests.Response] = []
+    sending = threading.Thread(target=lambda: answer.append(post(url, body=body)))
+    sending.start()
+    slowest = 0.0
+    while sending.is_alive():
+        started_at = time.monotonic()
+        assert requests.get(f"{url}/v1/x", headers=KEY, timeout=20).status_code == 404
+        slowest = max(slowest, time.monotonic() - started_at)
+    assert answer[0].status_code == 413
+    assert slowest < 2
+    assert engine.requests == []
+
+
+def test_unfinished_bodies_time_out(engine, url, monkeypatch):
+    monkeypatch.setattr("vllm_space.api_request.BODY_TIMEOUT", 0.2)
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+    connection.putrequest("POST", "/v1/messages")
+    connection.putheader("X-API-Key", "other-key")
+    connection.putheader("Content-Length", "10")
+    connection.endheaders(b"{")
+    response = connection.getresponse()
+    assert response.status == 408
+    assert response.headers["Connection"] == "close"
+    assert engine.requests == []
+
+
+# A text of the scripted model's context, 4096 tokens, has at most 32,768 characters.
+FITS, TOO_LONG = "x " * 16_000, "x " * 17_000
+PICTURE = "data:image/png;base64," + "A" * 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        (CHAT_PATH, lambda text: {"messages": [{"role": "user", "content": text}]}),
+        (CHAT_PATH, lambda text: CHAT | {"tools": [{"function": {"name": "f", "x": [text]}}]}),
+        (CHAT_PATH, lambda text: CHAT | {"chat_template_kwargs": {text: 1}}),
+        ("/v1/completions", lambda text: {"prompt": text}),
+        ("/v1/completions", lambda text: {"prompt": ["x", text]}),
+        ("/v1/responses", lambda text: {"input": text}),
+        ("/v1/responses", lambda text: {"input": "x", "instructions": text}),
+        ("/v1/messages", lambda text: MESSAGES | {"system": [{"type": "text", "text": text}]}),
+        ("/v1/messages/count_tokens", lambda text: CHAT | {"system": text}),
+        ("/v1/embeddings", lambda text: {"input": [text, "x"]}),
+        ("/tokenize", lambda text: {"prompt": text}),
+        ("/tokenize", lambda text: {"messages": [{"role": "user", "content": text}]}),
+    ],
+)
+def test_long_texts_are_not_forwarded(engine, url, path, text):
+    engine.tokenize = lambda body: (200, {"count": 1})
+    assert post(url, path, text(FITS)).status_code == 200
+    forgotten = len(engine.requests)
+    for long in (TOO_LONG, "x " * 2_000_000):
+        response = post(url, path, text(long))
+        assert response.status_code == 413
+        assert "Shorten it" in response.json()["error"]["message"]
+    assert len(engine.requests) == forgotten
+
+
+@pytest.mark.parametrize("path", ["/detokenize", "/v1/completions", "/v1/embeddings"])
+def test_long_token_ids_are_not_forwarded(engine, url, path):
+    name = {"/detokenize": "tokens", "/v1/completions": "prompt", "/v1/embeddings": "input"}[path]
+    assert post(url, path, {name: [5] * 4000}).status_code == 200
+    assert post(url, path, {name: [5] * 5000}).status_code == 413
+    assert len(engine.requests) == 1
+
+
+def test_batches_are_measured_by_prompt(engine, url):
+    for path, name in (("/v1/completions", "prompt"), ("/v1/embeddings", "input")):
+        assert post(url, path, {name: [FITS] * 40}).status_code == 200
+        assert post(url, path, {name: [FITS] * 70}).status_code == 413  # more than 2 MB
+    assert len(engine.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        (CHAT_PATH, {"type": "image_url", "image_url": {"url": PICTURE}}),
+        (CHAT_PATH, {"type": "input_audio", "input_audio": {"data": PICTURE, "format": "wav"}}),
+        ("/v1/messages", {"type": "image", "source": {"type": "base64", "data": PICTURE}}),
+        (
+            "/v1/messages",
+            {
+                "type": "tool_result",
+                "content": [{"type": "image", "source": {"type": "base64", "data": PICTURE}}],
+            },
+        ),
+        ("/tokenize", {"type": "image_url", "image_url": {"url": PICTURE}}),
+    ],
+)
+def test_images_are_not_counted_as_text(engine, url, path, part):
+    engine.tokenize = lambda body: (200, {"count": 1})
+    body = MESSAGES | {"messages": [{"role": "user", "content": [part]}]}
+    assert post(url, path, body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [{"input_schema": {"image_url": {"url": PICTURE}}}]},
+        {"system": [{"type": "image", "source": {"data": PICTURE}}]},
+        {
+            "messages": [
+                {"role": "assistant", "content": [{"type": "tool_use", "input": {"url": PICTURE}}]}
+            ]
+        },
+        {
+            "messages": [
+                {
+                    "role": "assistant",
+                    "content": [
+                        {
+                            "type": "tool_result",
+                            "content": [{"type": "image", "source": {"data": PICTURE}}],
+                        }
+                    ],
+                }
+            ]
+        },
+        {"messages": [{"role": "user", "content": PICTURE}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": PICTURE}]}]},
+    ],
+)
+def test_text_in_disguise_is_counted(engine, url, fields):
+    """What a chat template would write out as text, though it looks like an image."""
+    assert post(url, "/v1/messages", MESSAGES | fields).status_code == 413
+    assert engine.requests == []
+
+
+def test_unknown_context_limits_bytes_only(engine):
+    other = ScriptedEngine(lambda path, body: (200, {}), models=[])
+    with other.running(), serving(other.url) as url:
+        assert post(url, "/v1/completions", {"prompt": TOO_LONG}).status_code == 200
+        assert post(url, "/v1/completions", {"prompt": "\u0939" * 700_000}).status_code == 413
+
+
+def test_failing_list_of_models_is_survived():
+    broken = ScriptedEngine(lambda path, body: (200, {}), models=[None])
+    with broken.running(), serving(broken.url) as url:
+        broken.models = 5  # iterating it fails, and closes the connection
+        assert post(url, "/v1/completions", {"prompt": TOO_LONG}).status_code == 200
+        assert post(url, "/v1/completions", {"prompt": "x" * 2_100_000}).status_code == 413
+
+
+# -- token counts --------------------------------------------------------------------------
+
+
+def test_tokens_are_counted_one_at_a_time():
+    """Also if the client has left: the engine goes on, and a second would wait in it."""
+    begun, release = threading.Semaphore(0), threading.Event()
+
+    def tokenize(body):
+        begun.release()
+        release.wait(10)
+        return 200, {"count": 1}
+
+    slow = ScriptedEngine(lambda path, body: (200, {}), tokenize=tokenize)
+    with slow.running(), serving(slow.url) as url:
+        for _ in range(3):  # each leaves, the second and third without having had their turn
+            with pytest.raises(requests.exceptions.ReadTimeout):
+                requests.post(f"{url}/tokenize", json={"prompt": "x"}, headers=KEY, timeout=0.3)
+        waiting = threading.Thread(target=post, args=(url, "/detokenize", {"tokens": [1]}))
+        waiting.start()
+        assert begun.acquire(timeout=5)
+        assert not begun.acquire(timeout=0.3)
+        assert slow.requests == []
+        assert post(url).status_code == 200  # answers do not wait
+        release.set()
+        waiting.join()
+        assert [path for path, _, _ in slow.requests] == [CHAT_PATH, "/detokenize"]
+        assert not begun.acquire(timeout=0.3)
+
+
+def test_wait_for_token_counts_is_limited(monkeypatch):
+    monkeypatch.setattr("vllm_space.upstream.COUNT_WAIT", 0.2)
+    release = threading.Event()
+
+    def tokenize(body):
+        release.wait(10)
+        return 200, {"count": 1}
+
+    slow = ScriptedEngine(lambda path, body: (200, {}), tokenize=tokenize)
+    with slow.running(), serving(slow.url) as url:
+        first = threading.Thread(target=post, args=(url, "/tokenize", {"prompt": "x"}))
+        first.start()
+        wait_for(lambda: "POST /tokenize" in slow.request_lines, 5, "the first count")
+        response = post(url, "/v1/messages/count_tokens", CHAT)
+        release.set()
+        first.join()
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "5"
+    assert response.json()["error"]["type"] == "overloaded_error"
+
+
+# -- answers that do not fit into the context ----------------------------------------------
+
+CONTEXT = 4096
+
+
+def vllm_like(tokens: int, path: str, body: dict):
+    """Answers like vLLM with a prompt of so many tokens."""
+    path = path.partition("?")[0]
+    if path == "/v1/messages/count_tokens":
+        return 200, {"input_tokens": tokens}
+    asked = max(body.get(name) or 0 for name in ANSWERS[path])
+    if asked > CONTEXT:
+        message = (
+            f"max_tokens={asked} cannot be greater than max_model_len=max_total_tokens={CONTEXT}. "
+            "Please request fewer output tokens."
+        )
+    elif tokens + asked > CONTEXT or tokens >= CONTEXT:
+        message = (
+            f"This model's maximum context length is {CONTEXT} tokens. However, you requested "
+            f"{asked} output tokens and your prompt contains at least {CONTEXT - asked + 1} input "
+            "tokens. Please reduce the length of the input prompt or the number of requested "
+            "output tokens."
+        )
+    elif body.get("stream"):
+        return chat_stream("It", " fits")
+    else:
+        return 200, {"text": "It fits"}
+    return 400, {"error": {"message": message, "type": "BadRequestError", "code": 400}}
+
+
+PROMPTS = {
+    CHAT_PATH: CHAT,
+    "/v1/completions": {"prompt": "Hi"},
+    "/v1/responses": {"input": "Hi"},
+    "/v1/messages": CHAT,
+}
+
+
+@pytest.mark.parametrize("asked", [4090, 16384, 32000, 128000])
+@pytest.mark.parametrize("path", PROMPTS)
+def test_agents_get_an_answer_that_fits(path, asked):
+    """Claude Code, litellm and pydantic-ai ask for more than fits into most contexts."""
+    engine = ScriptedEngine(
+        lambda path, body: vllm_like(96, path, body), tokenize=lambda body: (200, {"count": 96})
+    )
+    body = PROMPTS[path] | {ANSWERS[path][-1]: asked}
+    with engine.running(), serving(engine.url) as url:
+        assert post(url, f"{path}?beta=true", body).json() == {"text": "It fits"}
+        assert post(url, path, body | {"stream": True}).text.endswith("[DONE]\n\n")
+    sent = engine.requests[-1][2]
+    assert sent.get(ANSWERS[path][-1]) == (None if path == "/v1/responses" else 4000)
+
+
+def test_capped_answers_fit_as_well():
+    engine = ScriptedEngine(
+        lambda path, body: vllm_like(96, path, body), tokenize=lambda body: (200, {"count": 96})
+    )
+    with engine.running(), serving(engine.url, max_tokens_limit="8000") as url:
+        for path, body in PROMPTS.items():
+            assert post(url, path, body).status_code == 200
+    with engine.running(), serving(engine.url, max_tokens_limit="20", max_tokens="9") as url:
+        post(url, body=CHAT | {"max_tokens": 32000})
+    assert engine.requests[-1][2]["max_tokens"] == 20
+
+
+@pytest.mark.parametrize("path", PROMPTS)
+def test_prompts_that_do_not_fit_are_refused(path):
+    """With the engine's own error."""
+    engine = ScriptedEngine(
+        lambda path, body: vllm_like(4096, path, body), tokenize=lambda body: (200, {"count": 4096})
+    )
+    body = PROMPTS[path] | {ANSWERS[path][0]: 50}
+    with engine.running(), serving(engine.url) as url:
+        response = post(url, path, body)
+        last = [body for asked, _, body in engine.requests if asked == path][-1]
+        own = requests.post(engine.url + path, json=last, timeout=5)
+    assert (response.status_code, response.content) == (400, own.content)
+
+
+@pytest.mark.parametrize(
+    ("message", "sent"),
+    [
+        (
+            "This model's maximum context length is 4096 tokens. However, you requested 8100 tokens"
+            " (100 in the messages, 8000 in the completion). Please reduce the length.",
+            3996,
+        ),
+        (
+            "Requested token count exceeds the model's maximum context length of 4096 tokens. You "
+            "requested a total of 8100 tokens: 100 tokens from the input messages and 8000 tokens "
+            "for the completion.",
+            3996,
+        ),
+        (
+            "'max_tokens' or 'max_completion_tokens' is too large: 8000. This model's maximum "
+            "context length is 4096 tokens and your request has 100 input tokens.",
+            3996,
+        ),
+        ("The context is full.", None),
+        ("temperature must be at most 2.", None),
+    ],
+)
+def test_refusals_of_other_servers_are_read(message, sent):
+    """Of servers that cannot count tokens."""
+
+    def script(path, body):
+        if body["max_tokens"] == 8000:
+            return 400, {"error": {"message": message}}
+        return 200, {}
+
+    with ScriptedEngine(script).running() as engine, serving(engine.url) as url:
+        response = post(url, body=CHAT | {"max_tokens": 8000})
+    assert response.status_code == (200 if sent else 400)
+    assert engine.requests[-1][2]["max_tokens"] == (sent or 8000)
+    assert len(engine.requests) == (2 if sent else 1)
+
+
+def test_refused_answers_are_asked_once_more():
+    """Not again and again, and not at all if the length is not to blame."""
+    refusal = 400, {"error": {"message": "maximum context length is 4096 tokens"}}
+    engine = ScriptedEngine(lambda path, body: refusal, tokenize=lambda body: (200, {"count": 96}))
+    with engine.running(), serving(engine.url) as url:
+        assert post(url, body=CHAT | {"max_tokens": 5000}).json() == refusal[1]
+        assert len(engine.requests) == 2
+        assert post(url, body=CHAT | {"max_tokens": 3000}).json() == refusal[1]
+        assert len(engine.requests) == 3
+
+
+def test_leaving_ends_the_second_request():
+    def script(path, body):
+        if body["max_tokens"] == 5000:
+            return 400, {"error": {"message": "maximum context length is 4096 tokens"}}
+        return chat_stream(*["x"] * 500, every=0.01)
+
+    engine = ScriptedEngine(script, tokenize=lambda body: (200, {"count": 96}))
+    with engine.running(), serving(engine.url) as url:
+        with post(url, body=CHAT | {"max_tokens": 5000}, stream=True) as response:
+            next(response.iter_content(10))
+        assert engine.client_left.wait(1)
+
+
+# -- many requests -------------------------------------------------------------------------
+
+
+def test_concurrency_limit_applies_per_key():
+    begun, release = threading.Semaphore(0), threading.Event()
+
+    def script(path, body):
+        begun.release()
+        release.wait(10)
+        return 200, {}
+
+    slow = ScriptedEngine(script)
+    with slow.running(), serving(slow.url, api_max_concurrency="2") as url:
+        threads = [threading.Thread(target=post, args=(url,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+            assert begun.acquire(timeout=5)
+        rejected = post(url, "/v1/messages")
+        assert rejected.status_code == 429
+        assert rejected.headers["Retry-After"]
+        assert rejected.json()["error"]["type"] == "rate_limit_error"
+        assert requests.get(f"{url}/v1/models", headers=KEY, timeout=5).status_code == 200
+        other = threading.Thread(
+            target=post, args=(url,), kwargs={"headers": {"Authorization": "Bearer other-key"}}
+        )
+        other.start()
+        assert begun.acquire(timeout=5)
+        release.set()
+        for thread in [*threads, other]:
+            thread.join()
+        assert post(url).status_code == 200
+
+
+def test_leaving_frees_the_key_for_others():
+    endless = ScriptedEngine(lambda path, body: chat_stream(*["x"] * 500, every=0.01))
+    with endless.running(), serving(endless.url, api_max_concurrency="1") as url:
+        unsent = http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
+        unsent.putrequest("POST", CHAT_PATH)
+        unsent.putheader("Authorization", KEY["Authorization"])
+        unsent.putheader("Content-Length", "100")
+        unsent.endheaders(b"{")
+        wait_for(lambda: post(url).status_code == 429, 5, "the slot to be taken")
+        unsent.close()
+
+        def is_free() -> bool:
+            with post(url, stream=True) as response:  # and leave
+                return response.status_code == 200
+
+        wait_for(is_free, 5, "a free slot")
+        wait_for(is_free, 5, "a free slot after leaving in mid-answer")
 
 
 def test_rate_limit_applies_per_key(engine):
@@ -412,10 +872,10 @@ def test_clients_raise_the_right_error(url):
         openai_client.with_options(api_key="x").models.list()
     with pytest.raises(anthropic.AuthenticationError):
         anthropic_client.with_options(api_key="x").messages.create(**MESSAGES)
-    with pytest.raises(openai.BadRequestError, match="at most 4096"):
-        openai_client.chat.completions.create(**CHAT, max_tokens=5000)
-    with pytest.raises(anthropic.BadRequestError, match="at most 4096"):
-        anthropic_client.messages.create(**MESSAGES | {"max_tokens": 5000})
+    with pytest.raises(openai.BadRequestError, match="max_tokens must be a number"):
+        openai_client.chat.completions.create(**CHAT, max_tokens=-1)
+    with pytest.raises(anthropic.BadRequestError, match="max_tokens must be a number"):
+        anthropic_client.messages.create(**MESSAGES | {"max_tokens": -1})
     with pytest.raises(openai.NotFoundError):
         openai_client.files.list()
 
@@ -492,7 +952,8 @@ def test_health_checks_are_cached(url, engine):
     started_at = time.monotonic()
     for _ in range(100):
         assert requests.get(f"{url}/healthz", timeout=5).status_code == 200
-    assert len(engine.request_lines) <= 1 + (time.monotonic() - started_at) / health.MAX_AGE
+    checks = engine.request_lines.count("GET /health")
+    assert checks <= 1 + (time.monotonic() - started_at) / health.MAX_AGE
 
 
 def test_health_is_503_when_all_are_down():
