@@ -90,10 +90,11 @@ class EngineProcess:
         with contextlib.suppress(OSError):
             self.log.close()
 
-    def is_healthy(self) -> bool:
+    def is_healthy(self, timeout: float = 5) -> bool:
+        """Whether it responds to a health check within `timeout` seconds."""
         url = f"http://{command.HOST}:{self.config.engine_port}/health"
         try:
-            return requests.get(url, timeout=5, proxies=NO_PROXY).ok
+            return requests.get(url, timeout=timeout, proxies=NO_PROXY).ok
         except requests.RequestException:
             return False
 

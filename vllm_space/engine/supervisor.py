@@ -1,10 +1,11 @@
-"""Keeps the engine running: starts it, waits until it is ready, and restarts it when it dies.
+"""Keeps the engine running: starts it, waits until it is ready, restarts it if it dies or hangs.
 
 Reports what it is doing in the log, and to the page through their common folder (run_dir.py).
 """
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from functools import cache
@@ -13,6 +14,7 @@ from typing import NoReturn
 
 from vllm_space import errors, hardware, run_dir
 from vllm_space.engine import command, download, model_check, preflight
+from vllm_space.engine.cpu_meter import CpuMeter
 from vllm_space.engine.process import EngineProcess, say
 from vllm_space.run_dir import Status
 from vllm_space.settings import Settings
@@ -20,7 +22,9 @@ from vllm_space.settings import Settings
 POLL = 0.2  # seconds between two looks at the engine
 REPORT_EVERY = 60  # seconds between two lines about a long phase
 HEALTH_EVERY = 5  # seconds between two health checks of a running engine
-HUNG_AFTER = 60  # seconds without a response after which a live process counts as dead
+HEALTH_TIMEOUT = 15  # seconds that such a check waits for the response
+HUNG_AFTER = 60  # seconds without a response after which a live process counts as hung
+STARVED_AFTER = 600  # the same while it does not get the CPU that it needs to respond
 STEADY_AFTER = 600  # seconds of service after which earlier deaths no longer count
 PAUSES = (1, 5, 20, 60)  # seconds before the first, second, ... restart in a row
 
@@ -48,6 +52,7 @@ def supervise(config: Settings) -> NoReturn:
     while True:
         preflight.require_free_port(command.HOST, config.engine_port, "ENGINE_PORT")
         engine = EngineProcess(config, folder, gpus)
+        hung = ""
         try:
             if status.restarts == 0:
                 # Not before the process exists: forking is not safe while a thread imports modules.
@@ -84,7 +89,8 @@ def supervise(config: Settings) -> NoReturn:
                 f"Last failure: {cause}."
             )
         pause = PAUSES[min(deaths, len(PAUSES)) - 1]
-        say(f"vLLM died: {cause}. Restart {deaths} of {config.max_restarts} in {pause} s.")
+        what = "hung" if hung else "died"
+        say(f"vLLM {what}: {cause}. Restart {deaths} of {config.max_restarts} in {pause} s.")
         status = replace(
             status,
             state="restarting",
@@ -121,16 +127,29 @@ def _wait_until_ready(engine: EngineProcess, folder: Path, status: Status) -> st
 
 def _watch(engine: EngineProcess) -> str:
     """Block until the engine dies or hangs; returns the cause if it hangs, otherwise ""."""
-    last_healthy = time.monotonic()
-    next_check = last_healthy + HEALTH_EVERY
+    healthy_at = excused_at = time.monotonic()
+    next_check = healthy_at + HEALTH_EVERY
     while not engine.is_dead():
-        if time.monotonic() >= next_check:
-            if engine.is_healthy():
-                last_healthy = time.monotonic()
-            elif time.monotonic() - last_healthy > HUNG_AFTER:
-                return f"no response for {HUNG_AFTER} s"
-            next_check = time.monotonic() + HEALTH_EVERY
         time.sleep(POLL)
+        if time.monotonic() < next_check:
+            continue
+        meter = CpuMeter(engine.process.pid, os.getpid())
+        is_healthy = engine.is_healthy(HEALTH_TIMEOUT)
+        now = time.monotonic()
+        next_check = now + HEALTH_EVERY
+        if is_healthy:
+            healthy_at = excused_at = now
+        elif now - healthy_at > STARVED_AFTER:
+            return f"no response for {STARVED_AFTER} s, on an overloaded machine"
+        elif meter.shows_starvation(HEALTH_TIMEOUT / 2):
+            excused_at = now
+            if now - healthy_at > HUNG_AFTER:
+                _warn_once(
+                    f"vLLM has not responded for {HUNG_AFTER} s because this machine's CPUs are "
+                    f"overloaded. It will be restarted if that lasts for {STARVED_AFTER} s."
+                )
+        elif now - excused_at > HUNG_AFTER:
+            return f"no response for {HUNG_AFTER} s"
     return ""
 
 
