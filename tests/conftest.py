@@ -24,6 +24,10 @@ from support.programs import ROOT, Program, Space, booted_space, free_port, wait
 if TYPE_CHECKING:  # the fast tests run without Playwright
     from playwright.sync_api import Page
 
+CHROMIUM: dict[str, Any] = {
+    "executable_path": "/usr/bin/chromium",
+    "args": ["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+}
 OPENAI_JS = "openai@7.57.0"
 
 MARKER_OF_FIXTURE = {"chromium": "browser", "space": "vllm", "node_modules": "registry"}
@@ -99,10 +103,35 @@ def chromium() -> Iterator[object]:
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=15_000)  # the default of 5 s is too short on a busy machine
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=flags)
+        browser = playwright.chromium.launch(**CHROMIUM)
         yield browser
+        browser.close()
+
+
+@pytest.fixture
+def browse(chromium, tmp_path: Path):
+    """Open a tab of a Chromium with more flags: browse(flags) -> Page.
+
+    By default, it is private, so that it blocks third-party cookies. With `profile`, it is not.
+    """
+    opened = []
+
+    def start(flags: list[str], profile: bool = False) -> Page:
+        options = CHROMIUM | {"args": CHROMIUM["args"] + flags}
+        if profile:
+            folder = tmp_path / f"profile-{len(opened)}"
+            context = chromium.browser_type.launch_persistent_context(
+                folder, ignore_https_errors=True, **options
+            )
+            opened.append(context)
+        else:
+            opened.append(chromium.browser_type.launch(**options))
+            context = opened[-1].new_context(ignore_https_errors=True)
+        return context.new_page()
+
+    yield start
+    for browser in opened:
         browser.close()
 
 

@@ -70,7 +70,13 @@ def test_privileged_port_is_rejected(start):
 def test_proxy_serves_it_under_a_path(start, tmp_path, chromium):
     port = free_port()
     login = {"APP_USERNAME": "alice", "APP_PASSWORD": "right"}
-    running = start(port, GRADIO_ROOT_PATH="/tools/chat", API_KEYS="key", **login)
+    running = start(
+        port,
+        GRADIO_ROOT_PATH="/tools/chat",
+        FORWARDED_ALLOW_IPS="127.0.0.1",
+        API_KEYS="key",
+        **login,
+    )
     running.wait_until_up(f"http://127.0.0.1:{port}", 90)
     with platform(tmp_path, port, prefix="/tools/chat") as site:
         url = f"{site.url}/tools/chat"

@@ -165,14 +165,11 @@ def modification_times(folder: Path) -> dict[str, int]:
 
 
 @pytest.fixture
-def frame(chromium):
+def frame(browse):
     """frame(space) -> (the Hub's page, the Space's frame on it)."""
-    contexts = []
 
     def visit(space: Rehearsal):
-        context = chromium.new_context(ignore_https_errors=True)
-        contexts.append(context)
-        page = context.new_page()
+        page = browse(space.site.browser_flags)
         # Shown if the test fails
         page.on(
             "response",
@@ -184,9 +181,7 @@ def frame(chromium):
         page.goto(space.site.hub_page)
         return page, page.frame_locator("iframe")
 
-    yield visit
-    for context in contexts:
-        context.close()
+    return visit
 
 
 def test_visitor_chats_in_the_hubs_frame(space, frame):

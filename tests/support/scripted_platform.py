@@ -1,7 +1,7 @@
-"""Hugging Face in front of a Space, locally.
+"""Hugging Face in front of a Space, locally, under its real names.
 
 A TLS reverse proxy adds the platform's headers. On another site, the Hub's page shows the Space in
-an iframe.
+an iframe. On a third one there is an empty page, for attacks.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from aiohttp import web
 
 from support.aiohttp_server import serving
 
-# Browsers resolve every name under localhost to this machine, and treat two names as two sites.
-SPACE_NAME = "me-my-space.localhost"
-HUB_NAME = "hub.localhost"
+SPACE_NAME = "me-my-space.hf.space"
+HUB_NAME = "huggingface.co"
+OTHER_NAME = "evil.example"
 VISITOR = "203.0.113.7"  # reserved for documentation
 HOP_BY_HOP = set(
     "connection keep-alive transfer-encoding upgrade te trailer content-length".split()
@@ -35,14 +35,17 @@ class Platform:
     space_port: int | None  # where the Space listens; can be set after the proxy has started
     port: int = 0
 
-    @property
-    def space_host(self) -> str:
-        """The value of SPACE_HOST (on the real platform it has no port)."""
-        return f"{SPACE_NAME}:{self.port}"
+    space_host: str = SPACE_NAME  # the value of SPACE_HOST
+    space_page: str = f"https://{SPACE_NAME}/"
+    hub_page: str = f"https://{HUB_NAME}/spaces/me/my-space"
+    other_page: str = f"https://{OTHER_NAME}/"
 
     @property
-    def hub_page(self) -> str:
-        return f"https://{HUB_NAME}:{self.port}/spaces/me/my-space"
+    def browser_flags(self) -> list[str]:
+        """With these, Chromium finds the three sites here."""
+        names = (SPACE_NAME, HUB_NAME, OTHER_NAME)
+        rules = ", ".join(f"MAP {name}:443 127.0.0.1:{self.port}" for name in names)
+        return [f"--host-resolver-rules={rules}"]
 
     @property
     def url(self) -> str:
@@ -67,9 +70,11 @@ def platform(folder: Path, space_port: int | None = None, prefix: str = "") -> I
     site = Platform(space_port)
 
     async def forward(request: web.Request) -> web.StreamResponse:
-        if request.host.startswith(HUB_NAME):
-            html = HUB_PAGE.format(f"{site.space_host}{prefix}")
+        if request.host == HUB_NAME:
+            html = HUB_PAGE.format(f"{SPACE_NAME}{prefix}")
             return web.Response(text=html, content_type="text/html")
+        if request.host == OTHER_NAME:
+            return web.Response(text="<!doctype html>", content_type="text/html")
         if not request.raw_path.startswith(prefix):
             return web.Response(status=418, text=f"{request.path} is not under {prefix}")
         headers = {
