@@ -1,12 +1,16 @@
 """Password sign-in in front of the page and all of Gradio's endpoints, over HTTP."""
 
+import http.client
 import time
+from urllib.parse import urlsplit
 
 import gradio_client
 import pytest
 import requests
 
 from support.scripted_engine import ScriptedEngine, chat_stream
+
+MIB = 2**20
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +25,17 @@ def url(shared_page, engine):
     return shared_page(engine.url, **logins)
 
 
-def sign_in(url: str, name: str, password: str, address: str = "") -> requests.Response:
-    # Clients can send any X-Forwarded-For; the platform's proxy appends the address it sees.
+@pytest.fixture(scope="module")
+def space_url(shared_page, engine):
+    """A page that takes the requests of these tests for those of the platform's proxy."""
+    return shared_page(engine.url, APP_USERNAME="alice", APP_PASSWORD="right", SPACE_ID="me/x")
+
+
+def sign_in(url: str, name: str, password: str, **headers: str) -> requests.Response:
     return requests.post(
         f"{url}/login",
         data={"username": name, "password": password},
-        headers={"X-Forwarded-For": f"1.2.3.4, {address}"} if address else {},
+        headers={f"X-Forwarded-{header}": value for header, value in headers.items()},
         timeout=5,
     )
 
@@ -39,7 +48,7 @@ def test_only_login_and_health_are_public(url, engine):
         "/gradio_api/info",
         "/gradio_api/queue/data?session_hash=x",
         "/theme.css",
-        "/login_check",
+        "/login/",
     ):
         assert requests.get(url + path, timeout=5).status_code == 401, path
     event = {"data": ["Hi"], "fn_index": 0, "session_hash": "x"}
@@ -65,15 +74,64 @@ def test_forged_cookies_are_rejected(url):
         assert response.status_code == 401
 
 
-def test_guessing_is_slowed_per_address(page, engine):
-    url = page(engine.url, APP_USERNAME="alice", APP_PASSWORD="right", SPACE_ID="me/x")
-    guesser, owner = "9.9.9.9", "8.8.8.8"
-    guesses = [sign_in(url, "alice", f"guess {number}", guesser) for number in range(5)]
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_signing_out_shows_the_login_page(url, method):
+    with requests.Session() as visitor:
+        visitor.post(f"{url}/login", data={"username": "bob", "password": "other:word"}, timeout=5)
+        assert visitor.get(f"{url}/gradio_api/user", timeout=5).json() == "bob"
+        copied = dict(visitor.cookies)
+        visitor.request(method, f"{url}/logout", timeout=5)
+        assert "password" in visitor.get(url, timeout=5).text
+        assert visitor.get(f"{url}/config", timeout=5).status_code == 401
+    assert requests.get(f"{url}/config", cookies=copied, timeout=5).status_code == 401
+
+
+def test_huge_files_are_rejected_early(url):
+    """A form with a file would otherwise fill the disk, without signing in."""
+    sent = 0
+
+    def body():
+        nonlocal sent
+        yield b"--x\r\nContent-Disposition: form-data; name=username; filename=x\r\n\r\n"
+        while sent < 10 * MIB:
+            sent += MIB
+            yield b"x" * MIB
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    for content, length in ((body(), {}), (b"x", {"Content-Length": str(400 * MIB)})):
+        address = urlsplit(url)
+        connection = http.client.HTTPConnection(address.hostname, address.port, timeout=5)
+        connection.request("POST", "/login", content, headers | length, encode_chunked=not length)
+        assert connection.getresponse().status == 413
+        connection.close()
+
+
+def test_guessing_is_slowed_per_address(space_url):
+    # A proxy appends the address it sees to what the client sends.
+    guesser, owner = {"For": "1.2.3.4, 9.9.9.9"}, {"For": "9.9.9.9, 8.8.8.8"}
+    guesses = [sign_in(space_url, "alice", f"guess {number}", **guesser) for number in range(5)]
     assert [response.status_code for response in guesses] == [400] * 5
-    rejected = sign_in(url, "alice", "right", guesser)
+    rejected = sign_in(space_url, "alice", "right", **guesser)
     assert rejected.status_code == 429
-    assert 1 <= int(rejected.headers["Retry-After"]) <= 2
-    assert sign_in(url, "alice", "right", owner).status_code == 200
+    assert rejected.headers["Retry-After"] == "1"
+    assert sign_in(space_url, "alice", "right", **owner).status_code == 200
     time.sleep(1.1)
-    assert sign_in(url, "alice", "wrong again", guesser).status_code == 400
-    assert int(sign_in(url, "alice", "right", guesser).headers["Retry-After"]) == 2
+    assert sign_in(space_url, "alice", "wrong again", **guesser).status_code == 400
+    assert sign_in(space_url, "alice", "right", **guesser).headers["Retry-After"] == "2"
+
+
+def test_cookies_are_secure_behind_proxies(space_url):
+    response = sign_in(space_url, "alice", "right", Proto="https,http")
+    cookies = response.raw.headers.getlist("set-cookie")
+    assert len(cookies) == 2
+    for cookie in cookies:
+        attributes = {"HttpOnly", "SameSite=none", "Secure", "Partitioned"}
+        assert attributes <= set(cookie.split("; "))
+
+
+def test_invented_addresses_are_not_believed(url):
+    """No proxy is named, so these all come from this machine."""
+    for number in range(5):
+        address = f"198.51.100.{number}"
+        assert sign_in(url, "bob", f"guess {number}", For=address).status_code == 400
+    assert sign_in(url, "bob", "other:word", For="198.51.100.9").status_code == 429

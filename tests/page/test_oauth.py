@@ -16,7 +16,7 @@ from support.chromium import ask, message_box, open_tab
 from support.openid_provider import CLIENT_ID, CLIENT_SECRET, provider
 from support.programs import free_port
 from support.scripted_engine import ScriptedEngine, chat_stream
-from support.scripted_platform import platform
+from support.scripted_platform import SPACE_NAME, platform
 
 pytestmark = pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 
@@ -48,22 +48,27 @@ def oauth_variables(provider_url: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def start_space(page, engine, hugging_face, tmp_path):
-    """start_space(OAUTH_ALLOWED="...") -> the https URL of a Space with sign-in."""
+def site(tmp_path):
     with platform(tmp_path) as site:
+        yield site
 
-        def start(**variables: str) -> str:
-            (tmp_path / "engine.log").write_text(ENGINE_LOG)
-            (tmp_path / "status.json").write_text(json.dumps({"state": "ready", "phase": ""}))
-            variables |= oauth_variables(hugging_face) | {
-                "SPACE_HOST": site.url.removeprefix("https://"),
-                "ENGINE_RUN_DIR": str(tmp_path),
-                "MODEL_API_KEY": "key-marked",
-            }
-            site.space_port = int(page(engine.url, **variables).rpartition(":")[2])
-            return site.url
 
-        yield start
+@pytest.fixture
+def start_space(page, engine, hugging_face, tmp_path, site):
+    """start_space(OAUTH_ALLOWED="...") -> the https URL of a Space with sign-in."""
+
+    def start(**variables: str) -> str:
+        (tmp_path / "engine.log").write_text(ENGINE_LOG)
+        (tmp_path / "status.json").write_text(json.dumps({"state": "ready", "phase": ""}))
+        defaults = oauth_variables(hugging_face) | {
+            "SPACE_HOST": site.url.removeprefix("https://"),
+            "ENGINE_RUN_DIR": str(tmp_path),
+            "MODEL_API_KEY": "key-marked",
+        }
+        site.space_port = int(page(engine.url, **defaults | variables).rpartition(":")[2])
+        return site.url
+
+    return start
 
 
 @pytest.fixture
@@ -116,7 +121,6 @@ PRIVATE_PATHS = [
     ("/gradio_api/mcp/", {"jsonrpc": "2.0", "method": "tools/list", "id": 1}),
     ("/gradio_api/mcp/sse", {}),
     ("/gradio_api/heartbeat/x", {}),
-    ("/monitoring", {}),
     ("/theme.css", {}),
     ("/assets/x.js", {}),
 ]
@@ -148,9 +152,11 @@ def test_allowed_user_signs_in_and_out(start_space, tab, allowed, name):
     expect(tab.get_by_text("Engine log")).to_be_hidden()  # only the owner sees it
 
     assert status(url, "/config", cookies_of(tab)) == 200
-    tab.get_by_role("button", name=f"Logout ({name})").click()
+    copied = cookies_of(tab)
+    tab.get_by_role("button", name=f"Sign out ({name})").click()
     expect(tab.get_by_role("link", name="Sign in with Hugging Face")).to_be_visible()
     check_signed_out(url, cookies_of(tab))
+    check_signed_out(url, copied)
 
 
 def test_other_users_have_no_access(start_space, tab):
@@ -162,7 +168,7 @@ def test_other_users_have_no_access(start_space, tab):
         "You are signed in as mallory, but this Space's owner hasn't given you access.",
     )
     check_signed_out(url, cookies_of(tab))
-    tab.get_by_role("link", name="Sign out").click()
+    tab.get_by_role("button", name="Sign out").click()
     authorize_as(tab, "bob")
     expect_chat(tab)
 
@@ -179,6 +185,18 @@ def test_owner_sees_the_engine_log(start_space, tab):
     expect(tab.locator(".cm-content").last).to_contain_text(masked)
     client = gradio_client.Client(url, auth=("carol", "right"), verbose=False, ssl_verify=False)
     assert client.predict("Hi", api_name="/chat") == "Hello"
+
+
+def test_frame_signs_in_in_a_new_tab(start_space, site, browse):
+    """Hugging Face does not let its pages be shown in the frame of a Space."""
+    start_space(OAUTH_ALLOWED="*", SPACE_HOST=SPACE_NAME)
+    tab = browse(site.browser_flags)
+    tab.goto(site.hub_page)
+    with tab.expect_popup() as opened:
+        tab.frame_locator("iframe").get_by_role("link", name="Sign in with Hugging Face").click()
+    opened.value.get_by_label("Name").fill("alice")
+    opened.value.get_by_role("button", name="Authorize").click()
+    expect_chat(opened.value)
 
 
 def test_failed_sign_in_is_explained(start_space, tab):
