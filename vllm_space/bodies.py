@@ -21,7 +21,7 @@ from vllm_space.auth import SignIn
 from vllm_space.storage import Storage
 
 UPLOAD = "/gradio_api/upload"
-SIGN_IN = ("/login", "/login/")
+SIGN_IN = ("/login", "/login/", "/logout", "/logout/")  # whose bodies are their own concern
 UPLOAD_LIMIT = 100 * 2**20  # bytes of a request, which can have several files
 BODY_LIMIT = 4 * 2**20  # bytes of any other request; it refers to files by their paths
 MAX_VALUES = 100_000  # in a JSON body: copying each of them takes longer than its bytes suggest

@@ -120,6 +120,10 @@ def quota_exceeded(size: int) -> Rejected:
     )
 
 
+def busy() -> Rejected:
+    return Rejected("This Space is generating as many answers as it can. Try again in a minute.")
+
+
 def cut_off() -> Interrupted:
     return Interrupted(
         "The answer was cut off because the connection to the model server was lost. Try again."

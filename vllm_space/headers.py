@@ -24,15 +24,21 @@ class HeadersMiddleware:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
 
+        is_file = scope["path"].startswith(FILES)
+        if is_file:
+            # gradio 6.31: its response to a Range request contains the request's own headers,
+            # among them the sign-in cookie, which scripts must not be able to read
+            headers = [header for header in scope["headers"] if header[0] != b"range"]
+            scope = {**scope, "headers": headers}
+
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._complete(MutableHeaders(scope=message), scope)
+                self._complete(MutableHeaders(scope=message), is_file)
             await send(message)
 
         return await self.app(scope, receive, send_with_headers)
 
-    def _complete(self, headers: MutableHeaders, scope: Scope) -> None:
-        is_file = scope["path"].startswith(FILES)
+    def _complete(self, headers: MutableHeaders, is_file: bool) -> None:
         headers.setdefault("Content-Security-Policy", csp.FILE_POLICY if is_file else self.policy)
         headers["X-Content-Type-Options"] = "nosniff"
         headers["Referrer-Policy"] = "same-origin"

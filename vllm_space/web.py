@@ -21,7 +21,16 @@ from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
-from vllm_space import csp, forwarded, gradio_app, hardware, prctl, run_dir
+from vllm_space import (
+    csp,
+    forwarded,
+    gradio_app,
+    hardware,
+    http_server,
+    mcp_tools,
+    prctl,
+    run_dir,
+)
 from vllm_space.auth import SignIn, SignInMiddleware
 from vllm_space.bodies import BodyMiddleware
 from vllm_space.catalog import Catalog
@@ -30,6 +39,7 @@ from vllm_space.gateway import Gateway
 from vllm_space.generation import Generation
 from vllm_space.headers import HeadersMiddleware
 from vllm_space.health import Health
+from vllm_space.http_server import BodyTimeout
 from vllm_space.ingress import Ingress
 from vllm_space.origins import OriginMiddleware
 from vllm_space.page import conversation, javascript, layout, no_gpu, theme
@@ -50,10 +60,11 @@ class Web:
         self.sign_in = SignIn(config, self.space, theme.button_color(config.app_theme))
         self.gateway = Gateway(config, self.catalog)
         self.storage = Storage(Path(get_upload_folder()))
+        self.generation = Generation(config, self.catalog)
         if without_gpu and self.space:
             self.demo = no_gpu.build(config, self.space)
         else:
-            self.demo = layout.build(config, Generation(config, self.catalog), self.sign_in)
+            self.demo = layout.build(config, self.generation, self.sign_in)
 
     def serve(self) -> None:
         """Wait for the engine if start.sh starts one, open the port, and serve until a signal."""
@@ -124,6 +135,8 @@ class Web:
         """Gradio's application, with what it lacks in front of it and inside."""
         gradio_app.reject_unknown_events()
         gradio_app.fetch_nothing()
+        http_server.install()
+        mcp_tools.install(self.generation.streams, self.config.max_concurrency)
         return gradio_app.GradioApp(
             self._front,
             routes=self.sign_in.routes(),
@@ -145,7 +158,7 @@ class Web:
         policy = csp.page_policy(config, space, self.sign_in.required)
         health = Health(config, self.catalog)
         ingress = Ingress(HeadersMiddleware(page, policy), health, self.gateway, self.demo.dev_mode)
-        return ForwardedMiddleware(ingress, trusts)
+        return BodyTimeout(ForwardedMiddleware(ingress, trusts))
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: gradio_app.GradioApp) -> AsyncIterator[None]:

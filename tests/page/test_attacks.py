@@ -219,6 +219,16 @@ def test_broken_off_requests_log_one_line_each(app, url):
     assert "Traceback" not in app.output
 
 
+@pytest.mark.parametrize("value", ["bytes=0-1", "bytes=5-2", "bytes=0-0,1-1"])
+def test_file_response_has_no_request_headers(url, value):
+    file = f"{url}/gradio_api/file={upload(url).json()[0]}"
+    headers = {"Range": value, "Cookie": "x=MARKED", "X-Secret": "MARKED"}
+    response = requests.get(file, headers=headers, timeout=10)
+    assert (response.status_code, response.text) == (200, "text")
+    assert "MARKED" not in str(response.headers)
+    assert response.headers["Content-Security-Policy"].endswith("sandbox")
+
+
 def test_server_downloads_nothing_for_any_event(app, url):
     requested = []
 
