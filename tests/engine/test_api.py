@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import subprocess
+import time
 
 import anthropic
 import hypothesis
@@ -24,7 +25,8 @@ from support.programs import (
     generated_tokens,
     wait_for,
 )
-from vllm_space.gateway import ENDPOINTS, TOKEN_FIELDS
+from vllm_space.api_request import ANSWERS, TOKEN_FIELDS
+from vllm_space.gateway import ENDPOINTS
 
 QUESTION = "How do I use another model?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
@@ -92,8 +94,8 @@ def test_openai_client_raises_its_errors(client):
         client.chat.completions.create(**CHAT | {"model": "no-such-model"})
     with pytest.raises(openai.BadRequestError, match="temperature"):
         client.chat.completions.create(**CHAT | {"temperature": -1})
-    with pytest.raises(openai.BadRequestError, match="at most 4096"):
-        client.chat.completions.create(**CHAT, max_completion_tokens=4097)
+    with pytest.raises(openai.BadRequestError, match="max_completion_tokens must be a number"):
+        client.chat.completions.create(**CHAT, max_completion_tokens=-1)
 
 
 def test_anthropic_client_gets_answers(claude, answer):
@@ -123,9 +125,70 @@ def test_javascript_client_gets_answers(space, node_modules, answer):
     assert answers["model"] == MODEL
     assert answers["chat"] == answers["streamed"] == answers["response"] == answer
     assert answers["completion"]
-    assert answers["tooMany"].startswith("BadRequestError: 400")
+    assert answers["tooMany"] == "none"  # more than fits: it got what is left
     assert answers["embeddings"].startswith("NotFoundError: 404")
     assert answers["wrongKey"].startswith("AuthenticationError: 401")
+
+
+# -- answers that do not fit into the context ------------------------------------------------------
+
+CONTEXT = 2048  # tokens, of the demo model
+PROMPTS = {
+    "/v1/chat/completions": {"messages": MESSAGES},
+    "/v1/completions": {"prompt": QUESTION},
+    "/v1/responses": {"input": [{"role": "user", "content": QUESTION}], "instructions": "Be kind."},
+    "/v1/messages": {"messages": MESSAGES, "system": "Be kind."},
+}
+
+
+@pytest.mark.parametrize("asked", [2045, 16384, 32000, 128000], ids=str)
+@pytest.mark.parametrize("path", PROMPTS)
+def test_long_answers_end_with_the_context(space, path, asked):
+    """They get all that is left, as the counts of the answers show."""
+    body = {"model": MODEL, "ignore_eos": True, "temperature": 0, **PROMPTS[path]}
+    body[ANSWERS[path][-1]] = asked
+    assert post_to_engine(space, path, body).status_code == 400
+    if path == "/v1/messages":  # has no ignore_eos
+        assert post_to_gateway(space, path, body).json()["content"][0]["text"]
+        return
+    response = post_to_gateway(space, path, body)
+    assert response.status_code == 200, response.text
+    assert response.json()["usage"]["total_tokens"] == CONTEXT
+
+
+@pytest.mark.parametrize("path", PROMPTS)
+def test_long_answers_are_streamed(space, path):
+    body = {"model": MODEL, "stream": True, **PROMPTS[path], ANSWERS[path][0]: 32000}
+    response = post_to_gateway(space, path, body)
+    assert response.headers["Content-Type"].startswith("text/event-stream")
+    assert response.text.count("data: ") > 5
+
+
+@pytest.mark.parametrize("path", PROMPTS)
+def test_long_prompts_get_the_engines_error(space, path):
+    long = "word " * 3000
+    prompts = {
+        "messages": [{"role": "user", "content": long}],
+        "prompt": long,
+        "input": long,
+    }
+    prompt = {name: prompts[name] for name in PROMPTS[path].keys() & prompts.keys()}
+    response = post_to_gateway(space, path, {"model": MODEL, **prompt, ANSWERS[path][0]: 50})
+    assert response.status_code == 400
+    assert "maximum context length is 2048" in response.text
+
+
+def test_huge_texts_hold_nobody_up(space):
+    """vLLM tokenizes 4 MB for many seconds, in which nobody else is answered."""
+    text = "x " * 2_000_000
+    for path, body in (
+        ("/tokenize", {"prompt": text}),
+        ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": text}]}),
+    ):
+        assert post_to_gateway(space, path, {"model": MODEL, **body}).status_code == 413
+    started_at = time.monotonic()
+    assert post_to_gateway(space, "/v1/completions", COMPLETION | {"max_tokens": 3}).ok
+    assert time.monotonic() - started_at < 5
 
 
 # -- identical bytes -------------------------------------------------------------------------------
