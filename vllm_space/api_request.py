@@ -286,7 +286,8 @@ def _number(fields: Mapping[str, Any], name: str) -> float | None:
 
 def _check_sequences(path: str, fields: Mapping[str, Any]) -> None:
     """Raise ApiError if a request asks for more answers than one request may."""
-    if str(fields.get("use_beam_search")).strip().lower() not in FALSE:
+    beam_search = fields.get("use_beam_search")
+    if isinstance(beam_search, (list, dict)) or str(beam_search).strip().lower() not in FALSE:
         raise _invalid("Beam search is not available here: remove use_beam_search.")
     prompts = max(
         len(fields[name]) if text_limit.is_batch(fields, name) else 1

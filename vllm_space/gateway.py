@@ -53,7 +53,7 @@ ENDPOINTS = {
 # An engine works on these in a single thread and to the end, even if the client has left.
 COUNTS = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
 CATALOG_WAIT = 2  # seconds to wait for a model's context length
-LARGE = 256 * 2**10  # bytes of JSON that keep the event loop busy for too long
+LARGE = 64 * 2**10  # bytes of JSON that can keep the event loop busy for too long
 ERROR_LIMIT = 64 * 2**10  # bytes of an engine's error that are read before it is passed on
 # Not the client's API key, which is meant for this gateway, nor its cookies, which are the page's.
 REQUEST_HEADERS = (

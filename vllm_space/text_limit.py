@@ -30,6 +30,7 @@ MEDIA = {
     "input_audio": "input_audio",
     "audio_embeds": "audio_embeds",
     "video_url": "video_url",
+    "video_embeds": "video_embeds",
 }
 MEDIA_KEYS = ("url", "data")
 

@@ -338,6 +338,7 @@ def test_meaningless_limits_are_rejected(engine, url, limited, name, value):
         {"use_beam_search": "yes"},
         {"use_beam_search": "True", "n": 4},
         {"use_beam_search": 1},
+        {"use_beam_search": [True]},
     ],
 )
 def test_multiplied_answers_are_rejected(engine, url, fields):
