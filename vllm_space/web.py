@@ -59,12 +59,12 @@ class Web:
         self.space = hardware.space()
         self.sign_in = SignIn(config, self.space, theme.button_color(config.app_theme))
         self.gateway = Gateway(config, self.catalog)
-        self.storage = Storage(Path(get_upload_folder()))
         self.generation = Generation(config, self.catalog)
+        self.storage = Storage(Path(get_upload_folder()))
         if without_gpu and self.space:
             self.demo = no_gpu.build(config, self.space)
         else:
-            self.demo = layout.build(config, self.generation, self.sign_in)
+            self.demo = layout.build(config, self.generation, self.sign_in, self.storage)
 
     def serve(self) -> None:
         """Wait for the engine if start.sh starts one, open the port, and serve until a signal."""

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from gradio.processing_utils import save_base64_to_cache
 from pydantic import TypeAdapter, ValidationError
 
 from vllm_space import errors
@@ -42,20 +43,55 @@ def test_a_truncated_answer_offers_continue():
     assert "5 tokens · 5 tokens/s · first token after 0.10 s" in answer["content"][1]["text"]
 
 
-def test_import_restores_an_export(tmp_path):
+@pytest.fixture
+def save(tmp_path):
+    """Saves an image, given as a data URL, and returns its path."""
+    return lambda url: save_base64_to_cache(url, str(tmp_path))
+
+
+def test_import_restores_an_export(save):
     exported = conversation.to_json(HISTORY, "Be kind.")
     assert exported[2] == {"role": "assistant", "content": "Four\n", "reasoning": "Adding."}
-    history, system_prompt = conversation.from_json(json.loads(json.dumps(exported)), str(tmp_path))
+    history, system_prompt = conversation.from_json(json.loads(json.dumps(exported)), save)
     assert system_prompt == "Be kind."
     assert conversation.to_json(history, system_prompt) == exported
 
 
-def test_images_survive_an_export(tmp_path):
+def test_images_survive_an_export(save):
     image = {"type": "image_url", "image_url": {"url": TEST_IMAGE}}
     messages = [{"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]}]
-    history, _ = conversation.from_json(messages, str(tmp_path))
+    history, _ = conversation.from_json(messages, save)
     assert conversation.to_messages(history) == messages
     assert TEST_IMAGE in conversation.to_markdown(history)
+
+
+def image_message(path: str, count: int = 1) -> dict:
+    file = {"type": "file", "file": {"path": path}, "alt_text": None}
+    return {"role": "user", "content": [file] * count, "metadata": None}
+
+
+def test_images_are_bounded_before_they_are_read(tmp_path):
+    image = tmp_path / "a.png"
+    with image.open("wb") as file:
+        file.truncate(conversation.IMAGES_LIMIT // 3)
+    for convert in (conversation.to_messages, conversation.to_json):
+        assert convert([image_message(str(image), 3)])
+        for history in ([image_message(str(image), 4)], [image_message(str(image))] * 100_000):
+            with pytest.raises(errors.Rejected, match="larger than 24 MiB together"):
+                convert(history)
+
+
+def test_deleted_image_is_named(tmp_path):
+    with pytest.raises(errors.Rejected, match="no longer on the server"):
+        conversation.to_messages([image_message(str(tmp_path / "gone.png"))])
+
+
+def test_number_of_attached_files_is_limited(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+    assert conversation.question("Hi", [str(path)] * conversation.MAX_FILES, images=False)
+    with pytest.raises(errors.Rejected, match="at most 20 files"):
+        conversation.question("Hi", [str(path)] * (conversation.MAX_FILES + 1), images=False)
 
 
 @pytest.mark.parametrize(
@@ -77,9 +113,9 @@ def test_images_survive_an_export(tmp_path):
         {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
     ],
 )
-def test_other_files_are_not_imported(junk, tmp_path):
+def test_other_files_are_not_imported(junk, save):
     with pytest.raises(errors.Rejected, match="not a conversation"):
-        conversation.from_json(junk, str(tmp_path))
+        conversation.from_json(junk, save)
 
 
 def test_text_files_are_quoted(tmp_path):

@@ -6,11 +6,12 @@ import json
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.processing_utils import save_base64_to_cache
 
 from vllm_space import errors
 from vllm_space.generation import Request
@@ -336,28 +337,39 @@ class ChatTab(Tab):
         return snapshot | {"failed": failed}
 
     @handler
-    def open(self, messages: Any, id: Any) -> tuple[Any, ...]:
-        history, system_prompt = conversation.from_json(messages, self.chatbot.GRADIO_CACHE)
+    def open(self, request: gr.Request, messages: Any, id: Any) -> tuple[Any, ...]:
+        history, system_prompt = conversation.from_json(messages, self.save_image(request))
         return history, system_prompt, gr.Button(interactive=True)
 
     @handler
-    def import_file(self, path: str) -> tuple[History, str, None]:
-        return *conversation.read_file(path, self.chatbot.GRADIO_CACHE), None
+    def import_file(self, request: gr.Request, path: str) -> tuple[History, str, None]:
+        return *conversation.read_file(path, self.save_image(request)), None
+
+    def save_image(self, request: gr.Request) -> Callable[[str], str]:
+        """A function that saves an image, given as a data URL, to a file and returns its path."""
+
+        def save(url: str) -> str:
+            self.controls.storage.take(self.controls.visitor(request), len(url))
+            return save_base64_to_cache(url, self.chatbot.GRADIO_CACHE)
+
+        return save
 
     @handler
-    def export_markdown(self, history: History, system_prompt: str) -> str:
-        return self.export(history, "md", conversation.to_markdown(history, system_prompt))
+    def export_markdown(self, request: gr.Request, history: History, system_prompt: str) -> str:
+        text = conversation.to_markdown(history, system_prompt)
+        return self.export(request, history, "md", text)
 
     @handler
-    def export_json(self, history: History, system_prompt: str) -> str:
+    def export_json(self, request: gr.Request, history: History, system_prompt: str) -> str:
         messages = conversation.to_json(history, system_prompt)
         text = json.dumps({"messages": messages}, indent=2, ensure_ascii=False)
-        return self.export(history, "json", text)
+        return self.export(request, history, "json", text)
 
-    def export(self, history: History, suffix: str, text: str) -> str:
+    def export(self, request: gr.Request, history: History, suffix: str, text: str) -> str:
         """Path of a file to download, named after the conversation's title."""
         if not history:
             raise errors.Rejected("There is nothing to export yet.")
+        self.controls.storage.take(self.controls.visitor(request), len(text))
         name = re.sub(r"\W+", "-", conversation.title(history)).strip("-") or "conversation"
         path = Path(tempfile.mkdtemp(dir=Path(self.chatbot.GRADIO_CACHE)), f"{name}.{suffix}")
         path.write_text(text, encoding="utf-8")

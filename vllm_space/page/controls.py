@@ -12,6 +12,7 @@ from vllm_space.auth import SignIn
 from vllm_space.generation import Generation
 from vllm_space.page.events import http
 from vllm_space.settings import Settings
+from vllm_space.storage import Storage
 
 # Label and explanation of each sampling parameter, in the visitor's words.
 TEXTS = {
@@ -38,11 +39,12 @@ ModelCallback = Callable[[str | None], Any]  # label of the selected model -> va
 class Controls:
     """The controls next to the tabs, and what a tab needs to answer a visitor."""
 
-    def __init__(self, config: Settings, generation: Generation, sign_in: SignIn):
+    def __init__(self, config: Settings, generation: Generation, sign_in: SignIn, storage: Storage):
         self.config = config
         self.generation = generation
         self.catalog = generation.catalog
         self.sign_in = sign_in
+        self.storage = storage
         self.model_pickers: list[gr.Dropdown] = []
         self.on_model: list[tuple[gr.blocks.Block, ModelCallback]] = []
         self.on_load: list[tuple[gr.blocks.Block, ModelCallback]] = []

@@ -11,11 +11,11 @@ from __future__ import annotations
 import base64
 import json
 import mimetypes
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 from gradio import FileData
-from gradio.processing_utils import save_base64_to_cache
 from pydantic import AfterValidator
 
 from vllm_space import errors
@@ -324,10 +324,10 @@ def to_json(history: History, system_prompt: str = "") -> list[Message]:
     return messages
 
 
-def from_json(messages: Any, cache: str) -> tuple[History, str]:
+def from_json(messages: Any, save: Callable[[str], str]) -> tuple[History, str]:
     """(history, system prompt) of OpenAI's messages, or of an object with `messages`.
 
-    Images, which must be data URLs, become files in the folder `cache`. Raises Rejected for
+    Images must be data URLs; `save` turns each of them into the path of a file. Raises Rejected for
     anything else.
     """
     if isinstance(messages, dict):
@@ -341,7 +341,7 @@ def from_json(messages: Any, cache: str) -> tuple[History, str]:
             elif message["role"] in ("user", "assistant"):
                 if message.get("reasoning"):
                     history.append(_stored_reasoning(str(message["reasoning"])))
-                history.append(_stored_message(message, cache))
+                history.append(_stored_message(message, save))
             else:
                 raise ValueError(message["role"])
     except (TypeError, KeyError, ValueError, AttributeError, OSError):
@@ -356,25 +356,25 @@ def _stored_reasoning(reasoning: str) -> dict[str, Any]:
     return text_message("assistant", reasoning, title=REASONING_TITLE, status="done")
 
 
-def _stored_message(message: Message, cache: str) -> dict[str, Any]:
+def _stored_message(message: Message, save: Callable[[str], str]) -> dict[str, Any]:
     """One of OpenAI's messages as a message of gr.Chatbot. Raises ValueError and the like."""
     parts = message["content"] if isinstance(message["content"], list) else []
     urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
     words = text_of(message)
     if not isinstance(words, str) or not all(url.startswith("data:image/") for url in urls):
         raise ValueError("neither text nor images")
-    images = [_image_part(save_base64_to_cache(url, cache)) for url in urls]
+    images = [_image_part(save(url)) for url in urls]
     texts = [_text_part(words)] if words or not images else []
     return {"role": message["role"], "content": texts + images, "metadata": None}
 
 
-def read_file(path: str, cache: str) -> tuple[History, str]:
+def read_file(path: str, save: Callable[[str], str]) -> tuple[History, str]:
     """(history, system prompt) of an exported JSON file. Raises Rejected if it is not one."""
     try:
         messages = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         messages = None
-    return from_json(messages, cache)
+    return from_json(messages, save)
 
 
 def to_markdown(history: History, system_prompt: str = "") -> str:

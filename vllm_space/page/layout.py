@@ -22,6 +22,7 @@ from vllm_space.page.sign_out import add_button
 from vllm_space.page.status import StatusTab
 from vllm_space.page.tab import Tab
 from vllm_space.settings import DEMO_MODEL_NAME, Settings
+from vllm_space.storage import Storage
 
 # The tabs, from left to right. docs/changing-it.md shows how to add one.
 TABS: tuple[type[Tab], ...] = (ChatTab, CompletionTab, CompareTab, StatusTab, ApiTab)
@@ -33,9 +34,9 @@ DEMO_NOTE = (
 )
 
 
-def build(config: Settings, generation: Generation, sign_in: SignIn) -> Blocks:
+def build(config: Settings, generation: Generation, sign_in: SignIn, storage: Storage) -> Blocks:
     """The whole page. No server is contacted until someone opens the page."""
-    page = Page(config, generation, sign_in)
+    page = Page(config, generation, sign_in, storage)
     demo = Blocks(
         title=config.app_title,
         analytics_enabled=False,
@@ -53,10 +54,10 @@ def build(config: Settings, generation: Generation, sign_in: SignIn) -> Blocks:
 class Page:
     """The header, the tabs and the controls."""
 
-    def __init__(self, config: Settings, generation: Generation, sign_in: SignIn):
+    def __init__(self, config: Settings, generation: Generation, sign_in: SignIn, storage: Storage):
         self.config = config
         self.catalog = generation.catalog
-        self.controls = Controls(config, generation, sign_in)
+        self.controls = Controls(config, generation, sign_in, storage)
         self.tabs = [tab(self.controls) for tab in TABS]
 
     # -- what is on it -----------------------------------------------------------------------------
