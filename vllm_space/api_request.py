@@ -44,6 +44,9 @@ TOKEN_FIELDS = (
     "max_new_tokens",
     "n_predict",
 )
+# What a request must not decide: vLLM runs a template in the thread that serves everybody, or reads
+# as much of a video into memory as it is told.
+FORBIDDEN_FIELDS = ("chat_template", "media_io_kwargs")
 # The spellings of `false` that an engine might accept
 FALSE = ("none", "false", "0", "0.0", "off", "no", "n", "f", "")
 
@@ -55,9 +58,7 @@ CHAT_FIELDS = (
     "add_generation_prompt",
     "continue_final_message",
     "add_special_tokens",
-    "chat_template",
     "mm_processor_kwargs",
-    "media_io_kwargs",
 )
 TEMPLATE_FIELDS = ("reasoning_effort", "documents")  # vLLM passes them on to the chat template
 MESSAGES_FIELDS = ("model", "messages", "system", "tools", "tool_choice", "chat_template_kwargs")
@@ -154,6 +155,7 @@ class ApiRequest:
         Takes up to a second for a body of BODY_LIMIT.
         """
         fields = _fields(body)
+        _check_fields(fields)
         tokens = _tokens(path, fields)
         _check_sequences(path, fields)
         size = text_limit.measure(fields)
@@ -282,6 +284,15 @@ def _number(fields: Mapping[str, Any], name: str) -> float | None:
     if number < 0 or (isinstance(number, float) and not math.isfinite(number)):
         raise _invalid(f"{name} must be a number, 0 or greater.")
     return number
+
+
+def _check_fields(fields: Mapping[str, Any]) -> None:
+    """Raise ApiError if a request has a field that is the owner's decision."""
+    arguments = fields.get("chat_template_kwargs")
+    for source in (fields, arguments if isinstance(arguments, dict) else {}):
+        for name in FORBIDDEN_FIELDS:
+            if source.get(name) is not None:
+                raise _invalid(f"{name} is not available here: remove it.")
 
 
 def _check_sequences(path: str, fields: Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ LIST_TIMEOUT = 5  # loading the page waits for this
 METRICS_TIMEOUT = 10
 TOKENIZE_TIMEOUT = 30
 COUNT_WAIT = 5  # for the token count of another request
+MAX_NAME = 500  # characters of a model's name
 READ_SIZE = 65536  # bytes; only an upper bound: whatever has arrived is passed on immediately
 
 # A white square of 64 x 64 pixels, to find out whether a model accepts images.
@@ -110,7 +111,7 @@ def models(server: Server) -> list[Model]:
         models = [
             Model(
                 server,
-                model["id"],
+                _checked_name(model["id"]),
                 context_length=model.get("max_model_len"),
                 is_vllm=model.get("owned_by") == "vllm",
             )
@@ -120,6 +121,14 @@ def models(server: Server) -> list[Model]:
         if any(model.is_vllm for model in models) and not _is_up(session, server, LIST_TIMEOUT):
             raise errors.unreachable(server.label)
         return models
+
+
+def _checked_name(name: Any) -> str:
+    """A model's name. Raises ModelError if it could not be shown on the page or in the log."""
+    if isinstance(name, str) and name.isprintable() and 0 < len(name) <= MAX_NAME:
+        return name
+    log.error("a model server lists a model with the name %.200r", name)
+    raise errors.malformed_response()
 
 
 def check(server: Server, timeout: float) -> None:

@@ -346,7 +346,10 @@ class Gateway:
                     headers.setdefault("retry-after", str(RETRY_AFTER))
                 if streams := response.content_type == "text/event-stream":
                     headers["x-accel-buffering"] = "no"  # tells a proxy not to buffer the stream
-                raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+                raw = [
+                    (name.encode(), value.encode("utf-8", "surrogateescape"))  # as aiohttp decodes
+                    for name, value in headers.items()
+                ]
                 start = {"type": "http.response.start", "status": response.status, "headers": raw}
                 await send(start)
                 started = True
@@ -452,12 +455,14 @@ class Gateway:
     async def _check_response(self, server: Server, response: aiohttp.ClientResponse) -> None:
         """Raise ApiError for a response that would mislead the client.
 
-        Namely: the server rejects the gateway's key, redirects, returns HTML, or has no OpenAI API.
+        Namely: the server rejects the gateway's key, redirects, returns HTML or a status that no
+        answer has, or has no OpenAI API.
         """
         if response.status in (401, 403):
             error = errors.from_response(response.status, "")
             raise _engine_unavailable(errors.ModelError(str(error)))
-        if response.content_type == "text/html" or 300 <= response.status < 400:
+        is_answer = 200 <= response.status < 300 or 400 <= response.status < 600
+        if response.content_type == "text/html" or not is_answer:
             is_down = response.status in (502, 503)
             raise _engine_unavailable(
                 errors.unreachable() if is_down else errors.malformed_response()

@@ -154,11 +154,12 @@ class Web:
         trusts = forwarded.trusted(config.forwarded_allow_ips, on_space=space is not None)
         own_hosts = space.hosts if space else (socket.gethostname(),)
         # A page with a public link can be reached from everywhere anyway.
-        page = OriginMiddleware(gradio, own_hosts, not config.gradio_share, trusts)
+        timed = BodyTimeout(gradio)
+        page = OriginMiddleware(timed, own_hosts, not config.gradio_share, trusts)
         policy = csp.page_policy(config, space, self.sign_in.required)
         health = Health(config, self.catalog)
         ingress = Ingress(HeadersMiddleware(page, policy), health, self.gateway, self.demo.dev_mode)
-        return BodyTimeout(ForwardedMiddleware(ingress, trusts))
+        return ForwardedMiddleware(ingress, trusts)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: gradio_app.GradioApp) -> AsyncIterator[None]:

@@ -111,6 +111,17 @@ def test_missing_server_is_unreachable():
         client.models(Server.from_url(DOWN))
 
 
+@pytest.mark.parametrize(
+    "name", ["two\nlines", "\x1b[31mred", "\u202eright to left", "x" * 501, "", None, 5, {"a": 1}]
+)
+def test_model_names_must_be_printable(name):
+    with ScriptedEngine(models=["fine", name]).running() as engine:
+        server = Server.from_url(engine.url)
+        with pytest.raises(errors.ModelError, match="invalid response"):
+            client.models(server)
+        assert Catalog([server]).models() == []
+
+
 def test_close_closes_the_connection():
     def script(path, body):
         return chat_stream(*["x"] * 1000, every=0.01)

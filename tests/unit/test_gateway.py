@@ -16,6 +16,8 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
+from support.http_server import QuietHandler
+from support.http_server import serving as http_serving
 from support.programs import API_KEY, KEY, wait_for
 from support.scripted_engine import Cut, ScriptedEngine, chat_event, chat_stream
 from vllm_space import health
@@ -29,6 +31,7 @@ CHAT = {"model": "scripted", "messages": [{"role": "user", "content": "Hi"}]}
 MESSAGES = CHAT | {"max_tokens": 5}
 CHAT_PATH = "/v1/chat/completions"
 DOWN = "http://127.0.0.1:9"
+ALLOW_ORIGIN = "Access-Control-Allow-Origin"
 
 
 @contextmanager
@@ -865,6 +868,45 @@ def test_html_and_redirects_are_not_relayed(status, expected):
     assert response.status_code == expected
     assert response.json()["error"]["message"].endswith(".")
     assert "html" not in response.text
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "expected"),
+    [
+        (200, {"X_Request_Id": "\xe9\xff"}, 200),
+        (200, {"X_Request_Id": "\u00e9"}, 200),
+        (200, {"Set_Cookie": "a=b", "Location": "x", "Access_Control_Allow_Origin": "*"}, 200),
+        (999, {}, 502),
+        (600, {}, 502),
+    ],
+)
+def test_strange_responses_are_passed_on_or_502(status, headers, expected):
+    class Strange(QuietHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.reply(status, {"text": "hello"}, **headers)
+
+    with http_serving(Strange) as server, serving(server.url) as url:
+        response = post(url)
+    assert response.status_code == expected
+    assert not {"Set-Cookie", "Location", ALLOW_ORIGIN} & response.headers.keys()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"chat_template": "{{ 1 }}"},
+        {"chat_template": ["x"]},
+        {"chat_template_kwargs": {"chat_template": "{% for i in range(9) %}{% endfor %}"}},
+        {"media_io_kwargs": {"video": {"num_frames": 10**9}}},
+    ],
+)
+@pytest.mark.parametrize("path", [CHAT_PATH, "/v1/responses", "/v1/messages", "/tokenize"])
+def test_templates_of_clients_are_rejected(url, engine, path, fields):
+    response = post(url, path, CHAT | {"input": "Hi"} | fields)
+    assert response.status_code == 400
+    assert "is not available here: remove it." in response.text
+    assert engine.requests == []
 
 
 def test_clients_raise_the_right_error(url):
