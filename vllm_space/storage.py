@@ -44,12 +44,12 @@ class Storage:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._quota = RateLimitItemPerDay(QUOTA)
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
 
     def take(self, visitor: str, size: int) -> None:
         """Count `size` bytes as stored by a visitor. Raises Rejected if there is no room."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if shutil.disk_usage(self.folder).free - size < FLOOR:
             raise errors.disk_full()
         cost = max(size, SMALLEST)

@@ -1,10 +1,13 @@
 """Colours of the page: readable in every theme, and the same everywhere."""
 
 import pytest
+from starlette.requests import Request
 
 from vllm_space.page import theme
 from vllm_space.settings import Settings
 from vllm_space.web import Web
+
+VISIT = Request({"type": "http", "method": "GET", "path": "/login", "headers": []})
 
 
 def luminance(color: str) -> float:
@@ -33,5 +36,5 @@ def test_plots_stand_out(name):
 def test_the_sign_in_page_follows_the_theme():
     for name in ("ocean", "soft"):
         config = Settings(app_theme=name, app_username="alice", app_password="secret-word")
-        page = Web(config, without_gpu=False).sign_in.page()
+        page = Web(config, without_gpu=False).sign_in.page(VISIT)
         assert f"background: {theme.button_color(name)};" in page.body.decode()
