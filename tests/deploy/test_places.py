@@ -104,5 +104,8 @@ def test_proxy_serves_it_under_a_path(start, tmp_path, chromium):
             expect(page.locator(ANSWER).last).to_have_text("Hello")
             open_tab(page, "API")
             expect(page.get_by_text(f"{url}/v1").first).to_be_visible()
-            assert [cookie["path"] for cookie in context.cookies()] == ["/tools/chat/"]
+            paths = {cookie["path"] for cookie in context.cookies()}
+            assert paths == {"/tools/chat/", "/tools/chat/login"}
+            page.get_by_role("button", name="Sign out (alice)").click()
+            expect(page.get_by_label("Password")).to_be_visible()
             assert outside == []

@@ -8,7 +8,6 @@ import signal
 import sys
 
 import gradio_client
-import psutil
 import pytest
 import requests
 
@@ -17,15 +16,11 @@ from support.programs import (
     STAND_IN,
     STAND_IN_ENGINE,
     START,
-    TESTS,
     alive,
     free_port,
     wait_for,
 )
 from support.scripted_engine import ScriptedEngine
-from vllm_space import settings
-from vllm_space.engine import supervisor
-from vllm_space.engine.process import EngineProcess
 
 pytestmark = pytest.mark.vllm  # start.sh requires it to be installed
 
@@ -222,23 +217,3 @@ def test_too_many_deaths_end_the_start(start):
     assert running.output.splitlines()[-1].startswith(
         "ERROR: vLLM died, and MAX_RESTARTS is 0. Last failure: the system killed it"
     )
-
-
-def test_hung_engine_counts_as_dead(tmp_path, monkeypatch):
-    """It is alive and its port is open, but it does not respond."""
-    monkeypatch.setattr(supervisor, "HUNG_AFTER", 2)
-    monkeypatch.setattr(supervisor, "HEALTH_EVERY", 0.5)
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    config = settings.Settings(
-        _env_file=None, engine_module=STAND_IN, engine_port=free_port(), engine_run_dir=tmp_path
-    )
-    engine = EngineProcess(config, tmp_path, [])
-    try:
-        wait_for(engine.is_healthy, 30, "the engine")
-        leader = psutil.Process(engine.process.pid)
-        processes = [leader, *leader.children()]
-        leader.suspend()
-        assert supervisor._watch(engine) == "no response for 2 s"
-    finally:
-        engine.stop()
-    assert alive(processes) == []
