@@ -38,8 +38,8 @@ try:
         boot_with_start_script()
     if IS_START:
         preflight.check_page(config)
-        if "GRADIO_TEMP_DIR" not in os.environ:  # start.sh has set it to a folder of its own
-            os.environ["GRADIO_TEMP_DIR"] = storage.private_folder()
+        if "GRADIO_TEMP_DIR" not in os.environ:  # start.sh has set it to a folder in RUN_DIR
+            os.environ["GRADIO_TEMP_DIR"] = storage.make_private_folder()
 except errors.SpaceError as error:
     if not IS_START:
         raise

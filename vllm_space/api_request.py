@@ -6,7 +6,6 @@ may cause, is found here, before the engine is asked.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import re
@@ -18,11 +17,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vllm_space import errors, text_limit
+from vllm_space import errors, request_body, text_limit
 from vllm_space.text_limit import TextSize
 
 BODY_LIMIT = 32 * 2**20  # bytes; room for a few images
-BODY_TIMEOUT = 30  # seconds in which something more of the body has to arrive
 # In a JSON body. Python needs much longer for these than for as many bytes of text.
 MAX_VALUES = 1_000_000
 MAX_FIELDS = 500_000
@@ -110,28 +108,17 @@ def too_large(message: str) -> ApiError:
 
 
 async def read_body(request: Request) -> bytes:
-    """The request's body.
-
-    Raises ApiError as soon as it is too large or stops arriving, and ClientDisconnect if the client
-    disconnects.
-    """
-    error = too_large(f"The request body is larger than {BODY_LIMIT // 2**20} MiB.")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length[:20]) > BODY_LIMIT:
-        raise error
-    body = bytearray()
-    chunks = request.stream()
-    while True:
-        try:
-            chunk = await asyncio.wait_for(chunks.__anext__(), BODY_TIMEOUT)
-        except StopAsyncIteration:
-            return bytes(body)
-        except asyncio.TimeoutError:
-            message = f"Nothing more of the request body arrived for {BODY_TIMEOUT} s."
-            raise ApiError(408, message, "body_timeout", connection="close") from None
-        body += chunk
-        if len(body) > BODY_LIMIT:
-            raise error
+    """The request's body. Raises ApiError, and ClientDisconnect if the client disconnects."""
+    try:
+        return await request_body.read(request, BODY_LIMIT)
+    except request_body.TooLarge:
+        size = BODY_LIMIT // 2**20
+        raise too_large(
+            f"The request body is larger than {size} MiB. Send smaller images, or split it."
+        ) from None
+    except request_body.StoppedArriving:
+        message = "The request body stopped arriving. Send the request again."
+        raise ApiError(408, message, "body_timeout", connection="close") from None
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,14 @@ import orjson
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vllm_space import errors
-from vllm_space.auth import SignIn
+from vllm_space import errors, request_body
+from vllm_space.auth import PUBLIC_PATHS, SignIn
 from vllm_space.storage import Storage
 
 UPLOAD = "/gradio_api/upload"
-SIGN_IN = ("/login", "/login/", "/logout", "/logout/")  # whose bodies are their own concern
 UPLOAD_LIMIT = 100 * 2**20  # bytes of a request, which can have several files
 BODY_LIMIT = 4 * 2**20  # bytes of any other request; it refers to files by their paths
 MAX_VALUES = 100_000  # in a JSON body: copying each of them takes longer than its bytes suggest
@@ -33,8 +32,8 @@ FIELDS = "vllm_space.fields"  # key in the scope: the fields of the JSON object 
 class BodyMiddleware:
     """ASGI middleware: rejects a body that is too large as soon as that is known.
 
-    Uploads are passed on as they arrive. Any other body is complete before Gradio is called; if it
-    is a JSON object, its fields are in the scope as FIELDS.
+    Uploads are passed on as they arrive. Any other body is complete before Gradio is called, and
+    is a JSON object, whose fields are in the scope as FIELDS.
     """
 
     def __init__(self, app: ASGIApp, sign_in: SignIn, storage: Storage):
@@ -44,77 +43,80 @@ class BodyMiddleware:
         self._decoding = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_post = scope["type"] == "http" and scope["method"] not in ("GET", "HEAD")
-        if not is_post or scope["path"] in SIGN_IN:
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        if not is_post or scope["path"] in PUBLIC_PATHS:  # these read their own bodies, or none
             return await self.app(scope, receive, send)
         if scope["path"] == UPLOAD:
             return await self._upload(scope, receive, send)
-        body = await _read(scope, receive)
-        if body is None:
-            message = f"The request is larger than {BODY_LIMIT // 2**20} MiB."
-            return await PlainTextResponse(message, 413)(scope, receive, send)
-        fields = await self._decode(body)
-        if _has_more_values(fields, MAX_VALUES):
-            message = f"The request has more than {MAX_VALUES:,} values."
-            return await PlainTextResponse(message, 413)(scope, receive, send)
-        scope[FIELDS] = fields if isinstance(fields, dict) else {}
+        try:
+            body = await request_body.read(Request(scope, receive), BODY_LIMIT)
+            scope[FIELDS] = await self._decode(body)
+        except request_body.TooLarge:
+            message = "This request is too large. Shorten the conversation, or start a new one."
+            return await _rejection(413, message)(scope, receive, send)
+        except request_body.StoppedArriving:
+            message = "This request stopped arriving. Send it again."
+            return await _rejection(408, message)(scope, receive, send)
+        except errors.Rejected as error:
+            return await _rejection(400, str(error))(scope, receive, send)
         return await self.app(scope, _replay(body, receive), send)
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        size = Headers(scope=scope).get("content-length", "")
-        if not size:
-            response = PlainTextResponse("An upload needs the header Content-Length.", 411)
-            return await response(scope, receive, send)
-        if int(size) > UPLOAD_LIMIT:
-            message = f"The files are larger than {UPLOAD_LIMIT // 2**20} MiB together."
-            return await PlainTextResponse(message, 413)(scope, receive, send)
+        request = Request(scope)
+        size = Headers(scope=scope).get("content-length")
         try:
-            self.storage.take(self.sign_in.visitor(Request(scope)), int(size))
+            if size is None:
+                message = "An upload needs the header Content-Length."
+                return await PlainTextResponse(message, 411)(scope, receive, send)
+            request_body.check_length(request, UPLOAD_LIMIT)
+            self.storage.reserve(self.sign_in.visitor(request), int(size))
+        except request_body.TooLarge:
+            limit = UPLOAD_LIMIT // 2**20
+            message = f"The files are larger than {limit} MiB together. Upload fewer at a time."
+            return await PlainTextResponse(message, 413)(scope, receive, send)
         except errors.Rejected as error:
             return await PlainTextResponse(str(error), 413)(scope, receive, send)
         return await self.app(scope, _upload_receive(receive), send)
 
-    async def _decode(self, body: bytes) -> Any:
-        """The JSON value of a body; None if it is none, which Gradio will say."""
-        if len(body) > LARGE:
-            async with self._decoding:
-                await asyncio.sleep(0)  # for everyone who has been waiting meanwhile
-                return _loads(body)
-        return _loads(body)
+    async def _decode(self, body: bytes) -> dict[str, Any]:
+        """The fields of a JSON object; of an empty body, none. Raises Rejected and TooLarge."""
+        if len(body) <= LARGE:
+            return _fields(body)
+        async with self._decoding:  # one in each turn of the event loop, and small ones in between
+            await asyncio.sleep(0)
+            return _fields(body)
 
 
-async def _read(scope: Scope, receive: Receive) -> bytes | None:
-    """The body, or None as soon as it is too large. Raises ClientDisconnect."""
-    if int(Headers(scope=scope).get("content-length", 0)) > BODY_LIMIT:
-        return None
-    body = bytearray()
-    async for chunk in Request(scope, receive).stream():
-        body += chunk
-        if len(body) > BODY_LIMIT:
-            return None
-    return bytes(body)
-
-
-def _loads(body: bytes) -> Any:
-    # At least one opening bracket for each container, so this bounds the memory of what follows.
+def _fields(body: bytes) -> dict[str, Any]:
+    # Each container has a bracket, so this bounds the memory that decoding takes.
     if body.count(b"{") + body.count(b"[") > 10 * MAX_VALUES:
-        return [None] * (MAX_VALUES + 1)
+        raise request_body.TooLarge
     try:
-        return orjson.loads(body)
+        # Gradio decodes it again, with a parser that accepts more. What this one cannot read, such
+        # as NaN or UTF-16, must not get past the checks.
+        fields = orjson.loads(body) if body else {}
     except orjson.JSONDecodeError:
-        return None
+        raise errors.malformed_request() from None
+    if not isinstance(fields, dict):
+        raise errors.malformed_request()
+    if _has_more_values(fields, MAX_VALUES):
+        raise request_body.TooLarge
+    return fields
 
 
 def _has_more_values(value: Any, limit: int) -> bool:
     """Whether a JSON value consists of more than `limit` values."""
     count, pending = 0, [value]
     while pending and count <= limit:
-        value = pending.pop()
-        values = value.values() if isinstance(value, dict) else value
-        if isinstance(value, (dict, list)):
-            count += len(value)
-            pending.extend(item for item in values if isinstance(item, (dict, list)))
+        container = pending.pop()
+        count += len(container)
+        values = container.values() if isinstance(container, dict) else container
+        pending.extend(item for item in values if isinstance(item, (dict, list)))
     return count > limit
+
+
+def _rejection(status: int, message: str) -> Response:
+    return JSONResponse({"detail": message}, status)  # as Gradio's page expects it
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -128,15 +130,23 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def _upload_receive(receive: Receive) -> Receive:
-    """`receive` for an upload, which Gradio can clean up after if the visitor leaves.
+    """`receive` for an upload that can stop arriving, so that Gradio deletes what it has stored.
 
-    gradio 6.31: it deletes the files of an incomplete upload after this exception only.
+    gradio 6.31: it does so after this exception only.
     """
+    is_complete = False
 
     async def checked() -> Message:
-        message = await receive()
+        nonlocal is_complete
+        if is_complete:
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), request_body.TIMEOUT)
+        except asyncio.TimeoutError:
+            raise MultiPartException("The upload stopped arriving. Try again.") from None
         if message["type"] == "http.disconnect":
             raise MultiPartException("The upload was cut off.")
+        is_complete = not message.get("more_body", False)
         return message
 
     return checked

@@ -8,35 +8,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
-import anyio
 import h11
 import uvicorn
 from gradio import http_server
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_LIMIT = 64 * 1024  # bytes of a request line and its headers
 HEAD_TIMEOUT = 30  # seconds that a client has to send them
-BODY_TIMEOUT = 30  # seconds without any data while the application waits for a body
 
 TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
-    b"content-type: text/plain\r\ncontent-length: 43\r\nconnection: close\r\n\r\n"
-    b"The headers of this request are over 64 kB."
+    b"content-type: text/plain\r\nconnection: close\r\n\r\n"
+    b"The request's headers are larger than 64 KiB. Clear this site's cookies, or send fewer."
 )
-
-TIMED_OUT: list[Message] = [
-    {
-        "type": "http.response.start",
-        "status": 408,
-        "headers": [(b"content-type", b"text/plain"), (b"connection", b"close")],
-    },
-    {"type": "http.response.body", "body": b"The body of this request stopped arriving."},
-]
 
 
 class _HeadLimits(asyncio.Protocol):
@@ -157,54 +143,3 @@ def install() -> None:
     """Make Gradio use this server."""
     # gradio 6.31: launch has no option for uvicorn's settings
     http_server.Server = Server  # type: ignore[misc]
-
-
-class BodyTimeout:
-    """ASGI middleware: ends a request whose body stops arriving, with status 408."""
-
-    def __init__(self, app: ASGIApp):
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _has_body(scope):
-            await _Request(receive, send).run(self.app, scope)
-        else:
-            await self.app(scope, receive, send)
-
-
-class _Request:
-    """A request with a body. If that stops arriving, the application is told the client left."""
-
-    def __init__(self, receive: Receive, send: Send):
-        self._receive, self._send = receive, send
-        self.has_arrived = False  # the whole body
-        self.is_answered = False
-        self.has_ended = False
-
-    async def run(self, app: ASGIApp, scope: Scope) -> None:
-        with suppress(ClientDisconnect):  # uvicorn would log it with a traceback
-            await app(scope, self.receive, self.send)
-
-    async def receive(self) -> Message:
-        if self.has_arrived:  # the application waits for the client to leave, perhaps for hours
-            return await self._receive()
-        if not self.has_ended:
-            with anyio.move_on_after(BODY_TIMEOUT):
-                message = await self._receive()
-                self.has_arrived = not message.get("more_body", False)
-                return message
-            self.has_ended = True
-            if not self.is_answered:
-                for message in TIMED_OUT:
-                    await self._send(message)
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Message) -> None:
-        self.is_answered = True
-        if not self.has_ended:  # uvicorn closes a connection whose response is incomplete
-            await self._send(message)
-
-
-def _has_body(scope: Scope) -> bool:
-    """Whether the client has announced a body."""
-    return any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])

@@ -39,7 +39,6 @@ from vllm_space.gateway import Gateway
 from vllm_space.generation import Generation
 from vllm_space.headers import HeadersMiddleware
 from vllm_space.health import Health
-from vllm_space.http_server import BodyTimeout
 from vllm_space.ingress import Ingress
 from vllm_space.origins import OriginMiddleware
 from vllm_space.page import conversation, javascript, layout, no_gpu, theme
@@ -154,8 +153,7 @@ class Web:
         trusts = forwarded.trusted(config.forwarded_allow_ips, on_space=space is not None)
         own_hosts = space.hosts if space else (socket.gethostname(),)
         # A page with a public link can be reached from everywhere anyway.
-        timed = BodyTimeout(gradio)
-        page = OriginMiddleware(timed, own_hosts, not config.gradio_share, trusts)
+        page = OriginMiddleware(gradio, own_hosts, not config.gradio_share, trusts)
         policy = csp.page_policy(config, space, self.sign_in.required)
         health = Health(config, self.catalog)
         ingress = Ingress(HeadersMiddleware(page, policy), health, self.gateway, self.demo.dev_mode)

@@ -21,8 +21,8 @@ README = (ROOT / "README.md").read_text()
 FOLDERS = ("vllm_space/", "tests/", "docs/")
 TOP = """
     .ci/run .github/workflows/deploy.yml .github/workflows/test.yml .gitignore CHANGELOG.md
-    LICENSE README.md SECURITY.md app.py packages.txt pyproject.toml requirements-cpu.txt requirements.txt
-    start.sh
+    LICENSE README.md SECURITY.md app.py packages.txt pyproject.toml requirements-cpu.txt
+    requirements.txt start.sh
 """.split()
 BINARY = ["docs/chat.png", "docs/status.png", "vllm_space/demo_model/model.safetensors"]
 

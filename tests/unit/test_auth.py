@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from vllm_space import auth, login_form, signing
+from vllm_space import auth, request_body, signing
 from vllm_space.auth import COOKIE, SignIn, SignInMiddleware
 from vllm_space.lockout import (
     FORGET_AFTER,
@@ -25,6 +25,7 @@ from vllm_space.lockout import (
     MAX_COUNTS,
     Lockout,
 )
+from vllm_space.login_form import LIMIT
 from vllm_space.settings import Settings
 
 USERS = "alice:right,bob:other"
@@ -134,7 +135,7 @@ def test_only_posts_count_as_tries(site):
 
 
 def test_large_forms_are_rejected_unread(site):
-    size = str(login_form.LIMIT + 1)
+    size = str(LIMIT + 1)
     assert site.send(part(b"x"), content_length=size) == (413, [part(b"x")])
 
 
@@ -199,7 +200,7 @@ def test_client_may_leave_while_it_sends(site, caplog):
 
 
 def test_slow_forms_are_given_up(site, monkeypatch):
-    monkeypatch.setattr(login_form, "TIMEOUT", 0.05)
+    monkeypatch.setattr(request_body, "TIMEOUT", 0.05)
     app = site.app
 
     async def post() -> int:

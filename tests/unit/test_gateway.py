@@ -418,7 +418,7 @@ def test_many_json_values_are_rejected(engine, url, body):
 
 
 def test_unfinished_bodies_time_out(engine, url, monkeypatch):
-    monkeypatch.setattr("vllm_space.api_request.BODY_TIMEOUT", 0.2)
+    monkeypatch.setattr("vllm_space.request_body.TIMEOUT", 0.2)
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
     connection.putrequest("POST", "/v1/messages")
     connection.putheader("X-API-Key", "other-key")

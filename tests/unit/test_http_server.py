@@ -55,7 +55,7 @@ app.left = threading.Event()
 
 @contextmanager
 def serving(protocol: type) -> Iterator[int]:
-    config = uvicorn.Config(http_server.BodyTimeout(app), port=0, log_level="warning")
+    config = uvicorn.Config(app, port=0, log_level="warning")
     server = http_server.Server(config)
     config.http = protocol
     server.run_in_thread()
@@ -68,7 +68,6 @@ def serving(protocol: type) -> Iterator[int]:
 @pytest.fixture(params=[http_server.LimitedH11, http_server.LimitedHttpTools])
 def port(request, monkeypatch) -> Iterator[int]:
     monkeypatch.setattr(http_server, "HEAD_TIMEOUT", 0.6)
-    monkeypatch.setattr(http_server, "BODY_TIMEOUT", 0.6)
     app.left.clear()
     with serving(request.param) as port:
         yield port
@@ -176,23 +175,6 @@ def test_slow_second_request_ends_too(port):
         time.sleep(1)  # longer than HEAD_TIMEOUT: uvicorn's limit for this is 5 s
         client.sendall(HEAD)
         assert 0.3 < seconds_open(client) < 4
-
-
-def test_stalled_body_ends_with_408(port):
-    with connection(port) as client:
-        client.sendall(b"POST / HTTP/1.1\r\nHost: space\r\nContent-Length: 100\r\n\r\nabc")
-        response = received(client)
-    assert status(response) == 408
-    assert app.left.wait(5)
-
-
-def test_slow_body_is_accepted(port):
-    with connection(port) as client:
-        client.sendall(b"POST / HTTP/1.1\r\nHost: space\r\nContent-Length: 10\r\n\r\n")
-        for _ in range(10):  # together longer than BODY_TIMEOUT
-            time.sleep(0.1)
-            client.sendall(b"x")
-        assert client.recv(65536).endswith(b"10")
 
 
 def test_stream_lasts_longer_than_the_timeouts(port):

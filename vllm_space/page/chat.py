@@ -349,7 +349,7 @@ class ChatTab(Tab):
         """A function that saves an image, given as a data URL, to a file and returns its path."""
 
         def save(url: str) -> str:
-            self.controls.storage.take(self.controls.visitor(request), len(url))
+            self.controls.storage.reserve(self.controls.visitor(request), len(url))
             return save_base64_to_cache(url, self.chatbot.GRADIO_CACHE)
 
         return save
@@ -369,7 +369,7 @@ class ChatTab(Tab):
         """Path of a file to download, named after the conversation's title."""
         if not history:
             raise errors.Rejected("There is nothing to export yet.")
-        self.controls.storage.take(self.controls.visitor(request), len(text))
+        self.controls.storage.reserve(self.controls.visitor(request), len(text))
         name = re.sub(r"\W+", "-", conversation.title(history)).strip("-") or "conversation"
         path = Path(tempfile.mkdtemp(dir=Path(self.chatbot.GRADIO_CACHE)), f"{name}.{suffix}")
         path.write_text(text, encoding="utf-8")
