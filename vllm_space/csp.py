@@ -1,7 +1,7 @@
 """The content security policies: what the browser may load and run (https://www.w3.org/TR/CSP3).
 
-An image URL in an answer could leak the conversation to any server, so the page may only load from
-its own address. A form in an answer could lead the visitor away, so the page may not submit any.
+An image URL in an answer could leak the conversation to any server, so the page can load only from
+its own address. A form in an answer could lead the visitor away, so the page cannot submit any.
 """
 
 from __future__ import annotations
@@ -17,25 +17,23 @@ HUB = "https://huggingface.co https://*.hf.space"  # shows a Space in a frame
 FILE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 
 
-def page_policy(config: Settings, space: Space | None, sign_in: bool) -> str:
-    """The policy of the page. `sign_in` says whether it requires sign-in."""
-    # Gradio's HTML contains inline scripts, and its plots compile code at run time.
-    scripts = "'self' 'unsafe-inline' 'unsafe-eval'"
-    if config.gradio_share:
-        scripts += f" {GRADIO_CDN}"
+def page_policy(config: Settings, space: Space | None, requires_sign_in: bool) -> str:
+    """The policy of the page."""
+    own = f"'self' {GRADIO_CDN}" if config.gradio_share else "'self'"
     images = " ".join([OWN_DATA, *config.app_image_origins])
     directives = [
-        f"default-src {scripts} data: blob:",
-        f"script-src {scripts}",
+        f"default-src {own} data: blob:",
+        # Gradio's HTML contains inline scripts and styles; its plots compile code at run time.
+        f"script-src {own} 'unsafe-inline' 'unsafe-eval'",
+        f"style-src {own} 'unsafe-inline'",
         f"img-src {images}",
         f"media-src {images}",
-        "worker-src 'self' blob:",
         "frame-src 'none'",
         "object-src 'none'",
         "base-uri 'self'",
         "form-action 'none'",
     ]
-    if sign_in:
+    if requires_sign_in:
         directives.append(_frame_ancestors(space))
     return "; ".join(directives)
 

@@ -74,21 +74,15 @@ async def drop_uncollected_answers(blocks: Blocks) -> None:
     while True:
         await asyncio.sleep(UNCOLLECTED_AFTER / 6)
         now = time.monotonic()
-        uncollected = {
-            session: messages.qsize()
-            for session, messages in queue.pending_messages_per_session.items()
-            if messages.qsize()
-            and not queue.pending_event_ids_session.get(session, set())
-            & queue.event_ids_to_events.keys()
-        }
-        waiting = {
-            session: waiting[session]
-            if session in waiting and waiting[session][0] == size
-            else (size, now)
-            for session, size in uncollected.items()
-        }
-        for session, (_, since) in waiting.items():
-            if now - since >= UNCOLLECTED_AFTER:
+        before, waiting = waiting, {}
+        for session, messages in list(queue.pending_messages_per_session.items()):
+            events = queue.pending_event_ids_session.get(session, set())
+            is_running = bool(events & queue.event_ids_to_events.keys())
+            if is_running or messages.empty():
+                continue
+            size, since = before.get(session, (0, now))
+            waiting[session] = (messages.qsize(), since if size == messages.qsize() else now)
+            if now - waiting[session][1] >= UNCOLLECTED_AFTER:
                 queue.pending_messages_per_session.pop(session, None)
                 queue.pending_event_ids_session.pop(session, None)
 

@@ -51,12 +51,13 @@ class OriginMiddleware:
             )
             return await JSONResponse({"detail": message}, 421)(scope, receive, send)
         if self._is_foreign(scope, headers) and not _is_link(scope, headers):
-            message = "This request came from another web site, which may not use this page."
+            message = "Another web site sent this request. Open this page directly and try there."
             return await JSONResponse({"detail": message}, 403)(scope, receive, send)
         return await self.app(scope, receive, send)
 
     def _is_rebound(self, scope: Scope, headers: Headers) -> bool:
         address = (scope.get("server") or ("",))[0]
+        # A client of a loopback address has such an address itself: it may be a trusted proxy.
         if not hardware.is_loopback(address) or self.trusts(address):
             return False
         name = _name(headers.get("host", ""))

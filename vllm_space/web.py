@@ -148,12 +148,12 @@ class Web:
         )
 
     def _front(self, gradio: ASGIApp) -> ASGIApp:
-        """What handles a request before Gradio does, if at all."""
+        """The layers in front of Gradio's application, the innermost first."""
         config, space = self.config, self.space
         trusts = forwarded.trusted(config.forwarded_allow_ips, on_space=space is not None)
         own_hosts = space.hosts if space else (socket.gethostname(),)
-        # A page with a public link can be reached from everywhere anyway.
-        page = OriginMiddleware(gradio, own_hosts, not config.gradio_share, trusts)
+        is_private = not config.gradio_share  # a public link makes loopback no protection
+        page = OriginMiddleware(gradio, own_hosts, is_private, trusts)
         policy = csp.page_policy(config, space, self.sign_in.required)
         health = Health(config, self.catalog)
         ingress = Ingress(HeadersMiddleware(page, policy), health, self.gateway, self.demo.dev_mode)
@@ -162,9 +162,11 @@ class Web:
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: gradio_app.GradioApp) -> AsyncIterator[None]:
         cleaning = asyncio.create_task(gradio_app.drop_uncollected_answers(self.demo))
-        async with self.gateway.lifespan():
-            yield
-        cleaning.cancel()
+        try:
+            async with self.gateway.lifespan():
+                yield
+        finally:
+            cleaning.cancel()
 
     # -- the last line of the start log ----------------------------------------------------
 

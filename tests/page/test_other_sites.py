@@ -104,7 +104,7 @@ def test_another_site_cannot_act_as_the_user(site, engine, browse, kind, cookies
     form = f"<form method=post action='{site.space_page}logout'><button>Win</button></form>"
     other.set_content(form)
     other.get_by_role("button", name="Win").click()
-    expect(other.locator("body")).to_contain_text("came from another web site")
+    expect(other.locator("body")).to_contain_text("Another web site sent this request")
     assert user_of(tab) == name
     assert engine.requests == []
 

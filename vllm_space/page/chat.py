@@ -369,8 +369,9 @@ class ChatTab(Tab):
         """Path of a file to download, named after the conversation's title."""
         if not history:
             raise errors.Rejected("There is nothing to export yet.")
-        self.controls.storage.reserve(self.controls.visitor(request), len(text))
+        data = text.encode()
+        self.controls.storage.reserve(self.controls.visitor(request), len(data))
         name = re.sub(r"\W+", "-", conversation.title(history)).strip("-") or "conversation"
         path = Path(tempfile.mkdtemp(dir=Path(self.chatbot.GRADIO_CACHE)), f"{name}.{suffix}")
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(data)
         return str(path)

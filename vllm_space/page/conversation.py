@@ -266,7 +266,7 @@ def _check_images(history: History) -> None:
     paths = [path for message in history for path in image_paths(message)]
     try:
         size = sum(Path(path).stat().st_size for path in paths)
-    except FileNotFoundError:
+    except (OSError, ValueError):
         raise errors.Rejected(
             "An image of this conversation is no longer on the server. Attach it again."
         ) from None
