@@ -41,7 +41,7 @@ class Generation:
         self.config = config
         self.catalog = catalog
         # One visitor gets at most a quarter of the slots, but at least the four of a comparison.
-        self.streams = Streams(per_visitor=max(4, config.max_concurrency // 4))
+        self.streams = Streams(max(4, config.max_concurrency // 4), config.max_concurrency)
 
     def answer(self, request: Request, visitor: str) -> Iterator[Answer]:
         """Yield the growing answer, the same object each time. Failures end up in its `error`."""

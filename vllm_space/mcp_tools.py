@@ -1,4 +1,4 @@
-"""Runs the endpoints /chat and /complete as MCP tools, in the name of the visitor who calls them.
+"""Runs /chat and /complete as MCP tools on behalf of the calling visitor.
 
 gradio 6.31: its MCP server calls a tool through an HTTP request to itself. That request comes from
 this machine, so all visitors would share one limit, and it goes on after the caller has left.
@@ -14,25 +14,22 @@ import gradio as gr
 import gradio.mcp
 from starlette.requests import Request
 
-from vllm_space import errors
-from vllm_space.streaming import Streams
+from vllm_space import streaming
 
 PROGRESS_EVERY = 5  # seconds; some clients give up on a call that reports nothing
 
 
-def install(streams: Streams, max_concurrency: int) -> None:
-    """Make Gradio's MCP server run its tools in this process, among the other `streams`."""
+def install(*_: object) -> None:
+    """Make Gradio's MCP server run its tools in this process, as the page runs its events."""
 
     class McpServer(gradio.mcp.GradioMCPServer):
-        """Gradio's MCP server, and in place of its HTTP client, itself."""
+        """Gradio's MCP server, which is also its own client."""
 
         def _get_or_create_client(self) -> Any:
             return self
 
         def submit(self, *arguments: Any, api_name: str, headers: object) -> Any:
             """The endpoint's async generator, which has not been started yet."""
-            if streams.active >= max_concurrency:
-                raise errors.busy()
             endpoint: Any = self.get_block_fn_from_endpoint_name(api_name)
             return endpoint.fn(gr.Request(self._request()), *arguments)
 
@@ -41,6 +38,7 @@ def install(streams: Streams, max_concurrency: int) -> None:
 
         async def _execute_tool_with_progress(self, job: Any, progress_token: Any) -> Any:
             """Run a tool until it ends or its caller leaves; returns its last value."""
+            streaming.unqueued.set(True)  # in this call's own task
             context = self.mcp_server.request_context
             value, reported_at, steps = "", time.monotonic(), 0
             async with contextlib.aclosing(job):

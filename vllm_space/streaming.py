@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 MIN_INTERVAL = 1 / 30  # seconds between updates of a stream; shorter would not look any smoother
 HEARTBEAT = 0.25  # seconds between updates at most, even if nothing arrives
 MAX_UPDATES = 250  # per second over all streams; more would block the event loop's other work
+
+# Set for what has not waited in the page's queue: it only runs while there is room.
+unqueued: ContextVar[bool] = ContextVar("unqueued", default=False)
 
 
 @dataclass
@@ -67,10 +71,15 @@ class Answer:
 
 
 class Streams:
-    """All running streams of the page. Their number decides how often each one may update."""
+    """All running streams of the page. Their number decides how often each one may update.
 
-    def __init__(self, per_visitor: int = 1000) -> None:
-        self.per_visitor = per_visitor  # concurrent streams that one visitor may have
+    One visitor may have `per_visitor` streams at the same time. `total` is for streams that are
+    `unqueued`: they are refused while as many are running. The page's queue limits its own events.
+    """
+
+    def __init__(self, per_visitor: int = 1000, total: int = 1000) -> None:
+        self.per_visitor = per_visitor
+        self.total = total
         self.visitors = Counter[str]()  # running streams by visitor
         self.active = 0
         self.rate = 0.0  # tokens per second of one stream, a moving average
@@ -78,10 +87,12 @@ class Streams:
 
     @contextmanager
     def _running(self, visitor: str, count: int) -> Iterator[None]:
-        """Count streams as running. Raises Rejected if the visitor would have too many."""
+        """Count streams as running. Raises Rejected if there are too many, here or of a visitor."""
         with self._lock:
             if self.visitors[visitor] + count > self.per_visitor:
                 raise errors.too_many_answers(self.visitors[visitor])
+            if unqueued.get() and self.active + count > self.total:
+                raise errors.busy()
             self.active += count
             self.visitors[visitor] += count
         try:

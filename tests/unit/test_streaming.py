@@ -4,10 +4,11 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from queue import Queue
 
 from support.scripted_engine import ScriptedEngine, chat_stream
-from vllm_space import client, streaming
-from vllm_space.streaming import Answer, Streams
+from vllm_space import client, errors, streaming
+from vllm_space.streaming import Answer, Streams, unqueued
 
 
 def follow(streams: Streams, engine: ScriptedEngine, visitor: str = "") -> Iterator[Answer]:
@@ -134,3 +135,29 @@ def test_visitor_limit_spares_the_others():
         for answers in (running[1], other, another):
             answers.close()
     assert (streams.active, not streams.visitors) == (0, True)
+
+
+def test_unqueued_streams_need_a_free_slot():
+    """However close together they arrive. Others have waited in the page's queue."""
+    streams = Streams(total=2)
+    with engine_sending(*["x"] * 500, every=0.01).running() as engine:
+        results: Queue[str | None] = Queue()
+
+        def call() -> None:
+            unqueued.set(True)
+            results.put(next(answers := follow(streams, engine)).error)
+            release.wait(10)
+            answers.close()
+
+        release = threading.Event()
+        threads = [threading.Thread(target=call) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        refused = [error for error in (results.get(timeout=10) for _ in threads) if error]
+        queued = follow(streams, engine)
+        assert next(queued).error is None
+        queued.close()
+        release.set()
+        for thread in threads:
+            thread.join()
+    assert refused == [str(errors.busy())] * 4
