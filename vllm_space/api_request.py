@@ -319,11 +319,6 @@ REQUESTED = re.compile(
 PROMPT = re.compile(r"(?<!at least )(?<!bound for )\b(\d+) input tokens")
 
 
-def is_about_context(message: str) -> bool:
-    """Whether an engine's error may say that prompt and answer do not fit into the context."""
-    return "context" in message or "max_model_len" in message
-
-
 def context_in(message: str) -> int | None:
     """The context length named in an engine's error, in tokens."""
     match = CONTEXT.search(message)

@@ -27,7 +27,7 @@ CONNECT_TIMEOUT = 5
 LIST_TIMEOUT = 5  # loading the page waits for this
 METRICS_TIMEOUT = 10
 TOKENIZE_TIMEOUT = 30
-COUNT_WAIT = 5  # for the token count of another request
+COUNT_WAIT = 5  # for the token counts of other visitors of the page; not those of the gateway
 MAX_NAME = 500  # characters of a model's name
 READ_SIZE = 65536  # bytes; only an upper bound: whatever has arrived is passed on immediately
 
@@ -289,7 +289,8 @@ def count_tokens(model: Model, prompt: str | list[Message]) -> int | None:
         body: dict[str, Any] = {"model": model.name, "prompt": prompt}
     else:
         body = {"model": model.name, "messages": prompt, **_continuation(prompt)}
-    # vLLM counts in a single thread, which every request needs: let at most one count be waiting.
+    # vLLM counts in a single thread that every request needs: the page does it once at a time, as
+    # does the gateway (upstream.py), so that at most two counts per server keep others waiting.
     counting = _counting.setdefault(model.server.url, threading.Lock())
     if not counting.acquire(timeout=COUNT_WAIT):
         return None

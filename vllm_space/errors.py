@@ -5,6 +5,13 @@ A message never contains a secret. Details go to the log.
 
 from __future__ import annotations
 
+import re
+
+# What servers call it: "context_length_exceeded", "maximum model length", "max_model_len"...
+CONTEXT_LIMIT = re.compile(
+    r"context[ _](?:length|window|size)|maximum model length|max_model_len", re.IGNORECASE
+)
+
 
 class SpaceError(Exception):
     """A failure whose message is written for the person who can do something about it."""
@@ -81,8 +88,8 @@ def too_long(prompt: str, tokens: int, context_length: int) -> Rejected:
 def too_many_characters(prompt: str, characters: int, limit: int, context_length: int) -> Rejected:
     """`prompt` is what to call it: "conversation" or "text"."""
     return Rejected(
-        f"The {prompt} has {characters:,} characters, but the model's context length is "
-        f"{context_length:,} tokens, which is at most {limit:,} characters here. Shorten it."
+        f"The {prompt} has {characters:,} characters. The model's context of {context_length:,} "
+        f"tokens holds at most {limit:,} here. Shorten it."
     )
 
 
@@ -110,7 +117,10 @@ def too_many_answers(running: int) -> Rejected:
 
 
 def disk_full() -> Rejected:
-    return Rejected("This file cannot be stored: the server's disk is almost full.")
+    return Rejected(
+        "This file cannot be stored: the server's disk is almost full. "
+        "Tell the owner of this Space."
+    )
 
 
 def quota_exceeded(size: int) -> Rejected:
@@ -131,7 +141,7 @@ def cut_off() -> Interrupted:
 
 
 def internal() -> ModelError:
-    return ModelError("Something went wrong on this page. Try again; the Space's log says why.")
+    return ModelError("Something went wrong. Try again; the Space's log says why.")
 
 
 def malformed_response() -> Interrupted:
@@ -154,8 +164,7 @@ def from_response(status: int, body: object) -> ModelError:
             "This model has no chat template, so it cannot chat. "
             "Use the Completion tab, or choose an instruct model."
         )
-    limits = ("maximum context length", "maximum model length", "max_model_len")
-    if any(limit in reason for limit in limits):
+    if is_about_context(reason):
         return Rejected(
             "The prompt does not fit into the model's context. Shorten it, start a new "
             f"conversation, or lower max tokens. The server says: {reason}"
@@ -173,6 +182,11 @@ def from_response(status: int, body: object) -> ModelError:
         f"The model server failed (HTTP {status}): {reason} "
         "Try again; the server's log has the details."
     )
+
+
+def is_about_context(message: str) -> bool:
+    """Whether a server's error may say that prompt and answer do not fit into the context."""
+    return bool(CONTEXT_LIMIT.search(message))
 
 
 def _reason(body: object) -> str:

@@ -268,7 +268,7 @@ class Gateway:
             server = model.server
         else:
             server = self.catalog.servers[0]
-            if parsed.size.characters > text_limit.HARMLESS:
+            if parsed.size.characters > text_limit.ALWAYS_ALLOWED:
                 model = await self._model(server, label)
         try:
             text_limit.check_context(parsed.size, model.context_length if model else None)
@@ -414,7 +414,7 @@ class Gateway:
 
         There are none if they would not help. `message` is the engine's; None if it is unreadable.
         """
-        if message is not None and not api_request.is_about_context(message):
+        if message is not None and not errors.is_about_context(message):
             return {}
         name = parsed.fields.get("model")
         model = await self._model(server, name if isinstance(name, str) else None)

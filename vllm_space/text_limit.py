@@ -17,10 +17,10 @@ from vllm_space import errors
 CHARACTERS_PER_TOKEN = 8
 MAX_BYTES = 2_000_000  # of UTF-8, in all texts of a request together
 # Less than this never keeps an engine busy, so nobody needs to know the model's context.
-HARMLESS = 4096  # characters
+ALWAYS_ALLOWED = 4096  # characters
 
 # Type of a content part -> its field with an image or sound, as a data URL or base64. In
-# {"image_url": {"url": ...}} and the like, it is in an object of its own.
+# {"image_url": {"url": ...}} and the like, it is in an object inside that field.
 MEDIA = {
     "image_url": "image_url",
     "input_image": "image_url",
@@ -37,10 +37,10 @@ MEDIA_KEYS = ("url", "data")
 
 @dataclass(frozen=True)
 class TextSize:
-    """`characters` of the longest prompt and what goes with it; `octets` of all text, in UTF-8."""
+    """`characters` of the longest prompt and what goes with it; `utf8_bytes` of all text."""
 
     characters: int
-    octets: int
+    utf8_bytes: int
 
 
 def measure(body: Mapping[str, Any]) -> TextSize:
@@ -53,10 +53,10 @@ def measure(body: Mapping[str, Any]) -> TextSize:
     rest = dict(body)
     rest.pop("prompt_embeds", None)
     prompts = [rest.pop(name) for name in ("prompt", "input", "messages") if is_batch(body, name)]
-    characters, octets = _size(rest, media)
+    characters, utf8_bytes = _size(rest, media)
     sizes = [_size(prompt, media) for batch in prompts for prompt in batch]
     characters += max((size[0] for size in sizes), default=0)
-    return TextSize(characters, octets + sum(size[1] for size in sizes))
+    return TextSize(characters, utf8_bytes + sum(size[1] for size in sizes))
 
 
 def is_batch(body: Mapping[str, Any], name: str) -> bool:
@@ -71,8 +71,8 @@ def is_batch(body: Mapping[str, Any], name: str) -> bool:
 
 def check_bytes(size: TextSize) -> None:
     """Raise Rejected if the text is too large for any model."""
-    if size.octets > MAX_BYTES:
-        raise errors.too_much_text(size.octets, MAX_BYTES)
+    if size.utf8_bytes > MAX_BYTES:
+        raise errors.too_much_text(size.utf8_bytes, MAX_BYTES)
 
 
 def check_context(size: TextSize, context_length: int | None, prompt: str = "text") -> None:
@@ -80,7 +80,7 @@ def check_context(size: TextSize, context_length: int | None, prompt: str = "tex
 
     `prompt` is what to call it: "conversation" or "text".
     """
-    if context_length and size.characters > HARMLESS:
+    if context_length and size.characters > ALWAYS_ALLOWED:
         limit = context_length * CHARACTERS_PER_TOKEN
         if size.characters > limit:
             raise errors.too_many_characters(prompt, size.characters, limit, context_length)
@@ -88,20 +88,22 @@ def check_context(size: TextSize, context_length: int | None, prompt: str = "tex
 
 def _size(value: Any, media: Mapping[int, str]) -> tuple[int, int]:
     """The characters and bytes of the text in a JSON value. Not recursive: it may be deep."""
-    characters = octets = 0
+    characters = utf8_bytes = 0
     pending = [value]
     while pending:
         item = pending.pop()
         if isinstance(item, str):
             characters += len(item)
-            octets += len(item) if item.isascii() else len(item.encode("utf-8", "surrogatepass"))
+            utf8_bytes += (
+                len(item) if item.isascii() else len(item.encode("utf-8", "surrogatepass"))
+            )
             continue
         # A number can have thousands of digits, each of a little more than three bits.
         size = CHARACTERS_PER_TOKEN
         if isinstance(item, int):
             size = max(size, item.bit_length() // 3)
         characters += size
-        octets += size
+        utf8_bytes += size
         if isinstance(item, list):
             pending += item
         elif isinstance(item, dict):
@@ -110,7 +112,7 @@ def _size(value: Any, media: Mapping[int, str]) -> tuple[int, int]:
                 pending.append(name)
                 if name != skipped:
                     pending.append(field)
-    return characters, octets
+    return characters, utf8_bytes
 
 
 def _media(body: Mapping[str, Any]) -> dict[int, str]:
