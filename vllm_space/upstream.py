@@ -6,13 +6,16 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import aiohttp
 from yarl import URL
 
 from vllm_space.client import CONNECT_TIMEOUT, Server
 
-COUNT_WAIT = 10  # seconds to wait for the token counts of others
+# An engine works on these in a single thread and to the end, even if the client has left.
+TOKENIZER_PATHS = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
+COUNT_WAIT = 10  # seconds to wait for the gateway's other calls of these; not for the page's
 # Seconds to keep an idle connection to an engine. vLLM itself closes it after 5.
 KEEP_ALIVE = 4
 MAX_TRIES = 3
@@ -24,17 +27,28 @@ class Busy(Exception):
     """An engine is still counting tokens for others."""
 
 
+@dataclass(frozen=True)
+class Call:
+    """A request to an engine. `target` is its path and query."""
+
+    server: Server
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
 class Upstream:
-    """Sends requests to engines. `running` has to be entered first."""
+    """Sends requests to engines. `lifespan` has to be entered first."""
 
     def __init__(self) -> None:
-        # By the URL of the server. A lock is held while the server counts tokens.
+        # By the URL of the server. A lock is held while the server's tokenizer works.
         self.sessions: dict[str, aiohttp.ClientSession] = {}
         self.counting: dict[str, asyncio.Lock] = {}
-        self.counts: set[asyncio.Task[aiohttp.ClientResponse]] = set()
+        self._tasks: set[asyncio.Task[aiohttp.ClientResponse]] = set()
 
     @asynccontextmanager
-    async def running(self, servers: list[Server]) -> AsyncIterator[None]:
+    async def lifespan(self, servers: list[Server]) -> AsyncIterator[None]:
         """Keep a connection pool for each of these servers."""
         for server in servers:
             self.sessions[server.url] = _session(server)
@@ -42,25 +56,31 @@ class Upstream:
         try:
             yield
         finally:
-            for task in self.counts:
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*self.counts, return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             for session in self.sessions.values():
                 await session.close()
 
-    async def request(
-        self, server: Server, method: str, target: str, headers: Mapping[str, str], body: bytes
-    ) -> aiohttp.ClientResponse:
-        """Send a request and return once the headers are in. Raises aiohttp.ClientError."""
-        url = URL(server.url + target, encoded=True)
-        headers = {**headers, **server.headers}
+    async def request(self, call: Call) -> aiohttp.ClientResponse:
+        """Send a request and return once the headers are in. Raises aiohttp.ClientError.
+
+        Each server gets one call of its TOKENIZER_PATHS at a time; raises Busy after COUNT_WAIT.
+        """
+        if call.target.partition("?")[0] in TOKENIZER_PATHS:
+            return await self._in_turn(call)
+        return await self._send(call)
+
+    async def _send(self, call: Call) -> aiohttp.ClientResponse:
+        url = URL(call.server.url + call.target, encoded=True)
+        headers = {**call.headers, **call.server.headers}
         tries = 0
         while True:
             tries += 1
             started_at = time.monotonic()
             try:
-                return await self.sessions[server.url].request(
-                    method, url, data=body or None, headers=headers, allow_redirects=False
+                return await self.sessions[call.server.url].request(
+                    call.method, url, data=call.body or None, headers=headers, allow_redirects=False
                 )
             except aiohttp.ClientConnectorError:
                 raise
@@ -69,23 +89,21 @@ class Upstream:
                 if tries == MAX_TRIES or time.monotonic() - started_at > STALE_WITHIN:
                     raise
 
-    async def count(
-        self, server: Server, method: str, target: str, headers: Mapping[str, str], body: bytes
-    ) -> aiohttp.ClientResponse:
-        """Like `request`, to count tokens: each server does this for one request at a time.
+    async def _in_turn(self, call: Call) -> aiohttp.ClientResponse:
+        """Send the request when the server has answered those before it.
 
-        vLLM does it in a single thread, which every request needs, and to the end. If this is
-        cancelled, the next count therefore still waits for the engine. Raises Busy after
-        COUNT_WAIT.
+        vLLM counts in a single thread that every request needs, and cannot be interrupted: if this
+        call is cancelled, the lock is held until the engine has answered. The page counts one at a
+        time as well (client.py), so that at most two counts per server keep others waiting.
         """
-        lock = self.counting[server.url]
+        lock = self.counting[call.server.url]
         try:
             await asyncio.wait_for(lock.acquire(), COUNT_WAIT)
         except asyncio.TimeoutError:
             raise Busy from None
-        task = asyncio.ensure_future(self.request(server, method, target, headers, body))
-        self.counts.add(task)
-        task.add_done_callback(self.counts.discard)
+        task = asyncio.ensure_future(self._send(call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda _: lock.release())
         try:
             return await asyncio.shield(task)

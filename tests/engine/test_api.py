@@ -25,7 +25,7 @@ from support.programs import (
     generated_tokens,
     wait_for,
 )
-from vllm_space.api_request import ANSWERS, TOKEN_FIELDS
+from vllm_space.api_request import MAX_TOKENS_FIELDS, TOKEN_FIELDS
 from vllm_space.gateway import ENDPOINTS
 
 QUESTION = "How do I use another model?"
@@ -146,7 +146,7 @@ PROMPTS = {
 def test_long_answers_end_with_the_context(space, path, asked):
     """They get all that is left, as the counts of the answers show."""
     body = {"model": MODEL, "ignore_eos": True, "temperature": 0, **PROMPTS[path]}
-    body[ANSWERS[path][-1]] = asked
+    body[MAX_TOKENS_FIELDS[path][-1]] = asked
     assert post_to_engine(space, path, body).status_code == 400
     if path == "/v1/messages":  # has no ignore_eos
         assert post_to_gateway(space, path, body).json()["content"][0]["text"]
@@ -158,7 +158,7 @@ def test_long_answers_end_with_the_context(space, path, asked):
 
 @pytest.mark.parametrize("path", PROMPTS)
 def test_long_answers_are_streamed(space, path):
-    body = {"model": MODEL, "stream": True, **PROMPTS[path], ANSWERS[path][0]: 32000}
+    body = {"model": MODEL, "stream": True, **PROMPTS[path], MAX_TOKENS_FIELDS[path][0]: 32000}
     response = post_to_gateway(space, path, body)
     assert response.headers["Content-Type"].startswith("text/event-stream")
     assert response.text.count("data: ") > 5
@@ -173,7 +173,9 @@ def test_long_prompts_get_the_engines_error(space, path):
         "input": long,
     }
     prompt = {name: prompts[name] for name in PROMPTS[path].keys() & prompts.keys()}
-    response = post_to_gateway(space, path, {"model": MODEL, **prompt, ANSWERS[path][0]: 50})
+    response = post_to_gateway(
+        space, path, {"model": MODEL, **prompt, MAX_TOKENS_FIELDS[path][0]: 50}
+    )
     assert response.status_code == 400
     assert "maximum context length is 2048" in response.text
 

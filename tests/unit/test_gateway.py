@@ -21,7 +21,7 @@ from support.http_server import serving as http_serving
 from support.programs import API_KEY, KEY, wait_for
 from support.scripted_engine import Cut, ScriptedEngine, chat_event, chat_stream
 from vllm_space import health
-from vllm_space.api_request import ANSWERS, BODY_LIMIT, TOKEN_FIELDS
+from vllm_space.api_request import BODY_LIMIT, MAX_TOKENS_FIELDS, TOKEN_FIELDS
 from vllm_space.catalog import Catalog
 from vllm_space.gateway import ENDPOINTS, Gateway
 from vllm_space.ingress import Ingress
@@ -287,7 +287,7 @@ HUGE = b"1" + b"0" * 400
         (b'{"n_predict": 5}', {"n_predict": 5}),
     ],
 )
-@pytest.mark.parametrize("path", ANSWERS)
+@pytest.mark.parametrize("path", MAX_TOKENS_FIELDS)
 def test_max_tokens_limit_caps_answers(engine, limited, path, body, received):
     """Whatever a request names, no field is above the limit, and the engine's own field is set."""
     assert post(limited, path, body).status_code == 200
@@ -295,7 +295,7 @@ def test_max_tokens_limit_caps_answers(engine, limited, path, body, received):
     assert received.items() <= fields.items()
     limits = [float(fields[name]) for name in TOKEN_FIELDS if fields.get(name) is not None]
     assert max(limits) <= 100
-    assert any(fields.get(name) is not None for name in ANSWERS[path])
+    assert any(fields.get(name) is not None for name in MAX_TOKENS_FIELDS[path])
 
 
 def test_smaller_answers_keep_their_body(engine, limited):
@@ -608,7 +608,7 @@ def vllm_like(tokens: int, path: str, body: dict):
     path = path.partition("?")[0]
     if path == "/v1/messages/count_tokens":
         return 200, {"input_tokens": tokens}
-    asked = max(body.get(name) or 0 for name in ANSWERS[path])
+    asked = max(body.get(name) or 0 for name in MAX_TOKENS_FIELDS[path])
     if asked > CONTEXT:
         message = (
             f"max_tokens={asked} cannot be greater than max_model_len=max_total_tokens={CONTEXT}. "
@@ -643,12 +643,12 @@ def test_agents_get_an_answer_that_fits(path, asked):
     engine = ScriptedEngine(
         lambda path, body: vllm_like(96, path, body), tokenize=lambda body: (200, {"count": 96})
     )
-    body = PROMPTS[path] | {ANSWERS[path][-1]: asked}
+    body = PROMPTS[path] | {MAX_TOKENS_FIELDS[path][-1]: asked}
     with engine.running(), serving(engine.url) as url:
         assert post(url, f"{path}?beta=true", body).json() == {"text": "It fits"}
         assert post(url, path, body | {"stream": True}).text.endswith("[DONE]\n\n")
     sent = engine.requests[-1][2]
-    assert sent.get(ANSWERS[path][-1]) == (None if path == "/v1/responses" else 4000)
+    assert sent.get(MAX_TOKENS_FIELDS[path][-1]) == (None if path == "/v1/responses" else 4000)
 
 
 def test_capped_answers_fit_as_well():
@@ -669,7 +669,7 @@ def test_prompts_that_do_not_fit_are_refused(path):
     engine = ScriptedEngine(
         lambda path, body: vllm_like(4096, path, body), tokenize=lambda body: (200, {"count": 4096})
     )
-    body = PROMPTS[path] | {ANSWERS[path][0]: 50}
+    body = PROMPTS[path] | {MAX_TOKENS_FIELDS[path][0]: 50}
     with engine.running(), serving(engine.url) as url:
         response = post(url, path, body)
         last = [body for asked, _, body in engine.requests if asked == path][-1]

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from vllm_space import api_request, text_limit
-from vllm_space.api_request import ApiError, ApiRequest
+from vllm_space import context_fit, text_limit
+from vllm_space.api_error import ApiError
+from vllm_space.api_request import ApiRequest
 
 
 def parse(path: str, **fields: object) -> ApiRequest:
@@ -41,7 +42,7 @@ def test_deep_nesting_is_measured():
 
 def test_prompts_are_counted_like_answers():
     """With what the engine would put into the chat template of the answer itself."""
-    path, (body,) = parse(
+    request = parse(
         "/v1/chat/completions",
         model="m",
         messages=[{"role": "user", "content": "Hi"}],
@@ -50,7 +51,8 @@ def test_prompts_are_counted_like_answers():
         reasoning_effort="low",
         max_tokens=32000,
         stream=True,
-    ).counts()
+    )
+    path, (body,) = context_fit.count_requests(request)
     assert path == "/tokenize"
     assert body.keys() == {"model", "messages", "tools", "chat_template_kwargs"}
     assert body["chat_template_kwargs"] == {
@@ -62,12 +64,12 @@ def test_prompts_are_counted_like_answers():
 
 def test_each_prompt_of_a_batch_is_counted():
     request = parse("/v1/completions", prompt=["a", "b"], add_special_tokens=False)
-    _, bodies = request.counts()
+    _, bodies = context_fit.count_requests(request)
     assert [body["prompt"] for body in bodies] == ["a", "b"]
     assert not any(body["add_special_tokens"] for body in bodies)
     request = parse("/v1/completions", prompt=[[1, 2], [1, 2, 3]])
-    assert request.counts() == ("/tokenize", [])
-    assert request.token_ids == 3
+    assert context_fit.count_requests(request) == ("/tokenize", [])
+    assert context_fit.token_ids(request) == 3
 
 
 def test_cut_off_counts_are_not_believed():
@@ -76,7 +78,7 @@ def test_cut_off_counts_are_not_believed():
         "you requested 50 output tokens and your prompt contains at least 4047 input tokens",
         "characters, which is the upper bound for 4046 input tokens). Please reduce",
     ):
-        assert api_request.prompt_in(message) is None
+        assert context_fit.prompt_in(message) is None
 
 
 @pytest.mark.parametrize("body", ['{"a": 1e999}', '{"a": ' + "[" * 2000 + "]" * 2000 + "}"])
