@@ -7,10 +7,12 @@ decoded and copied.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
-from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -22,9 +24,10 @@ from vllm_space.storage import Storage
 
 UPLOAD = "/gradio_api/upload"
 UPLOAD_LIMIT = 100 * 2**20  # bytes of a request, which can have several files
-BODY_LIMIT = 4 * 2**20  # bytes of any other request; it refers to files by their paths
-MAX_VALUES = 100_000  # in a JSON body: copying each of them takes longer than its bytes suggest
+BODY_LIMIT = 3 * 2**20  # bytes of any other request; it refers to files by their paths
+MAX_VALUES = 20_000  # in a JSON body: copying each of them takes longer than its bytes suggest
 LARGE = 64 * 2**10  # bytes of a body that is decoded only while no other large one is
+MAX_LARGE = 8  # of these, from one visitor at the same time
 
 FIELDS = "vllm_space.fields"  # key in the scope: the fields of the JSON object in the body
 
@@ -41,6 +44,7 @@ class BodyMiddleware:
         self.sign_in = sign_in
         self.storage = storage
         self._decoding = asyncio.Lock()
+        self._large = Counter[str]()  # requests with large bodies, by visitor
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_post = scope["type"] == "http" and scope["method"] == "POST"
@@ -48,9 +52,11 @@ class BodyMiddleware:
             return await self.app(scope, receive, send)
         if scope["path"] == UPLOAD:
             return await self._upload(scope, receive, send)
+        request = Request(scope, receive)
         try:
-            body = await request_body.read(Request(scope, receive), BODY_LIMIT)
-            scope[FIELDS] = await self._decode(body)
+            with self._slot(request):
+                body = await request_body.read(request, BODY_LIMIT)
+                scope[FIELDS] = await self._decode(body)
         except request_body.TooLarge:
             message = "This request is too large. Shorten the conversation, or start a new one."
             return await _rejection(413, message)(scope, receive, send)
@@ -61,12 +67,30 @@ class BodyMiddleware:
             return await _rejection(400, str(error))(scope, receive, send)
         return await self.app(scope, _replay(body, receive), send)
 
+    @contextmanager
+    def _slot(self, request: Request) -> Iterator[None]:
+        """Count a request whose body may be large. Raises Rejected if its visitor has too many."""
+        if int(request.headers.get("content-length", LARGE + 1)) <= LARGE:
+            yield
+            return
+        visitor = self.sign_in.visitor(request)
+        if self._large[visitor] >= MAX_LARGE:
+            raise errors.too_many_requests()
+        self._large[visitor] += 1
+        try:
+            yield
+        finally:
+            self._large[visitor] -= 1
+            if not self._large[visitor]:
+                del self._large[visitor]
+
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
-        size = Headers(scope=scope).get("content-length")
+        headers = request.headers
+        size = headers.get("content-length")
         try:
-            if size is None:
-                message = "An upload needs the header Content-Length."
+            if size is None or "transfer-encoding" in headers:  # h11 allows both
+                message = "An upload needs the header Content-Length, and no Transfer-Encoding."
                 return await PlainTextResponse(message, 411)(scope, receive, send)
             request_body.check_length(request, UPLOAD_LIMIT)
             self.storage.reserve(self.sign_in.visitor(request), int(size))

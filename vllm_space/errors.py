@@ -130,6 +130,10 @@ def quota_exceeded(size: int) -> Rejected:
     )
 
 
+def too_many_requests() -> Rejected:
+    return Rejected("You have too many large requests running. Wait for one to finish.")
+
+
 def busy() -> Rejected:
     return Rejected("This Space is generating as many answers as it can. Try again in a minute.")
 

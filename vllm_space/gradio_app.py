@@ -27,6 +27,7 @@ from vllm_space import errors
 log = logging.getLogger(__name__)
 
 UNCOLLECTED_AFTER = 60  # seconds
+MAX_FILES = 20  # in one upload
 
 
 class GradioApp(App):
@@ -62,6 +63,19 @@ def fetch_nothing() -> None:
     # All of its downloads use one of these two.
     processing_utils.async_ssrf_protected_get = reject
     processing_utils.async_ssrf_protected_download = reject
+
+
+def limit_files() -> None:
+    """Make Gradio reject an upload of more files than a message can have.
+
+    gradio 6.31: it accepts 1,000, each of which gets a folder of its own.
+    """
+
+    class Parser(route_utils.GradioMultiPartParser):
+        def __init__(self, *arguments: Any, **options: Any):
+            super().__init__(*arguments, **options | {"max_files": MAX_FILES, "max_fields": 1})
+
+    route_utils.GradioMultiPartParser = Parser  # type: ignore[misc]
 
 
 async def drop_uncollected_answers(blocks: Blocks) -> None:
@@ -141,6 +155,8 @@ class ErrorMiddleware:
                 # gradio 6.31: raised in the stream of an unknown session, after telling the client
                 log.info("a stream for %r ended: %s", scope["path"], error.__cause__)
                 return await send({"type": "http.response.body"})
+            if started and isinstance(error, RuntimeError) and "is closed" in str(error):
+                return log.info("a visitor left before a response to %r", scope["path"])  # uvloop's
             if started:
                 raise
             # The request contains a lone surrogate, which Gradio sends back: a UnicodeEncodeError

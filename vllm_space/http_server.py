@@ -7,6 +7,7 @@ descriptors, and uvicorn by itself waits for it forever. Knows nothing of the pa
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_LIMIT = 64 * 1024  # bytes of a request line and its headers
 HEAD_TIMEOUT = 30  # seconds that a client has to send them
+# Bytes for each byte of a body that can be spent on chunk sizes, extensions and trailers. Beyond
+# that, HEAD_LIMIT bytes are allowed.
+MAX_OVERHEAD = 0.5
 
 TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
@@ -25,8 +29,8 @@ TOO_LARGE = (
 )
 
 
-class _HeadLimits(asyncio.Protocol):
-    """Mixin for uvicorn's protocols: limits the size and the duration of a request's head.
+class _Limits(asyncio.Protocol):
+    """Mixin for uvicorn's protocols: limits a request's head, and the overhead of a chunked body.
 
     uvicorn itself closes connections that are idle between two requests.
     """
@@ -38,6 +42,7 @@ class _HeadLimits(asyncio.Protocol):
     timeout_keep_alive_handler: Callable[[], None]  # closes the connection
 
     _head_size = 0  # bytes of an incomplete head
+    _overhead = 0.0  # bytes of a body that are not its content, beyond MAX_OVERHEAD
     _head_timer: asyncio.TimerHandle | None = None
 
     def _awaits_head(self) -> bool:
@@ -56,17 +61,20 @@ class _HeadLimits(asyncio.Protocol):
         while True:
             # The parser gets no more of a head than is allowed: the rest may be a body.
             awaited_head = self._awaits_head()
-            size = HEAD_LIMIT - self._head_size if awaited_head else len(data)
+            size = HEAD_LIMIT - self._head_size if awaited_head else HEAD_LIMIT
             part, data = data[:size], data[size:]
-            self._head_size += len(part) if awaited_head else 0
+            if awaited_head:
+                self._head_size += len(part)
+            else:
+                self._overhead += len(part)
             super().data_received(part)
+            if self._overhead > HEAD_LIMIT:
+                self.transport.close()
             if not self._awaits_head():
                 self._head_size = 0
             elif self._head_size >= HEAD_LIMIT:
                 self._reject()
             if not data or self.transport.is_closing():
-                break
-            if self.transport.get_protocol() is not self:  # it has become a WebSocket
                 break
         if not self._head_size:
             self._stop_timer()
@@ -95,10 +103,11 @@ class _HeadLimits(asyncio.Protocol):
             self.timeout_keep_alive_handler()
 
 
-class LimitedH11(_HeadLimits, H11Protocol):
+class LimitedH11(_Limits, H11Protocol):
     """uvicorn's protocol in pure Python."""
 
     def _awaits_head(self) -> bool:
+        self._overhead = 0.0  # not known; this parser allows no trailers
         return self.conn.their_state is h11.IDLE
 
 
@@ -109,10 +118,10 @@ except ImportError:
     pass  # it comes with vLLM: this is a page without an engine
 else:
 
-    class LimitedHttpTools(_HeadLimits, HttpToolsProtocol):
+    class LimitedHttpTools(_Limits, HttpToolsProtocol):
         """uvicorn's protocol with a parser in C."""
 
-        _in_body = False
+        _in_body = False  # or in its trailers
 
         def _awaits_head(self) -> bool:
             return not self._in_body
@@ -122,8 +131,13 @@ else:
             self._head_size = 0
             super().on_headers_complete()
 
+        def on_body(self, body: bytes) -> None:
+            self._overhead = max(0.0, self._overhead - len(body) * (1 + MAX_OVERHEAD))
+            super().on_body(body)
+
         def on_message_complete(self) -> None:
             self._in_body = False
+            self._overhead = 0.0
             super().on_message_complete()
 
     Protocol = LimitedHttpTools
@@ -136,6 +150,9 @@ class Server(http_server.Server):
         config.http = Protocol
         config.h11_max_incomplete_event_size = HEAD_LIMIT
         config.proxy_headers = False  # see forwarded.py
+        config.ws = "none"  # Gradio has no WebSockets
+        # Its warnings are about what clients send: anyone could fill the log with them.
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         super().__init__(config, *args, **options)
 
 

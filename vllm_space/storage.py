@@ -17,7 +17,7 @@ from limits.strategies import FixedWindowRateLimiter
 from vllm_space import errors
 
 QUOTA = 500 * 2**20  # bytes a visitor may store within a day, after which Gradio deletes the files
-MIN_COST = 64 * 2**10  # bytes that a file counts at least, so that small ones are limited too
+MIN_COST = 256 * 2**10  # bytes that a request counts at least: tiny files take space, too
 MIN_FREE = 2**30  # bytes that stay free on the disk, for everything else on this machine
 
 

@@ -81,6 +81,24 @@ def test_images_are_bounded_before_they_are_read(tmp_path):
                 convert(history)
 
 
+def test_long_conversations_are_rejected(save, tmp_path):
+    message = {"role": "user", "content": "a"}
+    limit = conversation.MAX_MESSAGES
+    assert conversation.from_json([message] * limit, save)
+    with pytest.raises(errors.Rejected, match="more than 1,000 messages"):
+        conversation.from_json([message] * (limit + 1), save)
+    for history in (
+        [HISTORY[0]] * (limit + 1),
+        [HISTORY[0] | {"content": HISTORY[0]["content"] * (limit + 1)}],
+    ):
+        with pytest.raises(errors.Rejected, match="more than 1,000 messages"):
+            TypeAdapter(conversation.History).validate_python(history)
+    file = tmp_path / "a.json"
+    file.write_text("[" + "{}," * 200_000 + "{}]")
+    with pytest.raises(errors.Rejected, match="not a conversation"):
+        conversation.read_file(str(file), save)
+
+
 def test_deleted_image_is_named(tmp_path):
     with pytest.raises(errors.Rejected, match="no longer on the server"):
         conversation.to_messages([image_message(str(tmp_path / "gone.png"))])

@@ -12,8 +12,6 @@ import gradio.http_server
 import pytest
 import requests
 import uvicorn
-from websockets.exceptions import InvalidStatus
-from websockets.sync.client import connect
 
 from vllm_space import http_server
 
@@ -220,10 +218,43 @@ def test_body_is_sent_after_100_continue(port):
         assert client.recv(65536).endswith(b"3")
 
 
-def test_websocket_is_handed_over(port):
-    with pytest.raises(InvalidStatus, match="403"):
-        connect(f"ws://127.0.0.1:{port}/")
-    assert requests.get(f"http://127.0.0.1:{port}/", timeout=5).text == "0"
+def test_upgrade_is_ignored(port):
+    upgrade = b"Connection: upgrade\r\nUpgrade: websocket\r\n"
+    for body in (b"Content-Length: 3\r\n\r\nabc", b"\r\n"):
+        with connection(port) as client:
+            client.sendall(b"POST / HTTP/1.1\r\nHost: space\r\n" + upgrade + body)
+            assert status(client.recv(65536)) == 200
+
+
+# -- chunked bodies ------------------------------------------------------------------------
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: space\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "waste",
+    [
+        b"1\r\nx\r\n0\r\n" + b"a: b\r\n" * 50_000,  # trailers
+        b"1\r\nx\r\n0\r\na: " + b"b" * 300_000,
+        b"1;" + b"a" * 300_000,  # an extension
+        b"1\r\nx\r\n" * 50_000,
+        (b"%x\r\n%b\r\n" % (9000, b"x" * 9000)) * 3 + b"1\r\nx\r\n" * 50_000,
+    ],
+    ids=["trailers", "trailer", "extension", "tiny chunks", "tiny chunks later"],
+)
+def test_wasteful_chunks_end_the_connection(waste):
+    server = serving(http_server.LimitedHttpTools)
+    with server as port, connection(port) as client, suppress(ConnectionError):
+        client.sendall(CHUNKED + waste)
+        assert received(client) == b""
+
+
+def test_ordinary_chunks_pass(port):
+    chunks = (b"%x\r\n%b\r\n" % (100, b"x" * 100)) * 20_000
+    with connection(port) as client:
+        client.sendall(CHUNKED + chunks + b"0\r\n\r\n")
+        assert client.recv(65536).endswith(b"2000000")
 
 
 def test_gradio_uses_this_server(monkeypatch):

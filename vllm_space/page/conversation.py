@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import mimetypes
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +30,8 @@ TEXT_FILE_LIMIT = 64 * 2**10  # bytes; roughly a quarter as many tokens
 IMAGE_LIMIT = 10 * 2**20  # bytes
 IMAGES_LIMIT = 24 * 2**20  # bytes of all images in a conversation: 32 MiB when sent as text
 MAX_FILES = 20  # in a message
+MAX_MESSAGES = 1000  # in a conversation: Gradio compares all of them at each update
+MAX_BRACKETS = 100_000  # in an imported file: more than these messages have, and quickly read
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 STORED_LIMIT = 2**19  # characters of one conversation; a browser has room for a few of these
 
@@ -37,15 +39,24 @@ STORED_LIMIT = 2**19  # characters of one conversation; a browser has room for a
 def _validated(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A conversation sent by a browser or a program.
 
-    Raises ValueError if gr.Chatbot could not hold it.
+    Raises ValueError if gr.Chatbot could not hold it, and Rejected if it is too long.
     """
+    _check_length(history)
     for message in history:
         parts = message.get("content")
         if message.get("role") not in ("user", "assistant") or not isinstance(parts, list):
             raise ValueError("no role or no content")
         if not all(map(_is_part, parts)):
             raise ValueError("neither text nor a file")
+    _check_length([part for message in history for part in message["content"]])
     return history
+
+
+def _check_length(messages: Sized) -> None:
+    if len(messages) > MAX_MESSAGES:
+        raise errors.Rejected(
+            f"This conversation has more than {MAX_MESSAGES:,} messages. Start a new one."
+        )
 
 
 def _is_part(part: Any) -> bool:
@@ -332,6 +343,8 @@ def from_json(messages: Any, save: Callable[[str], str]) -> tuple[History, str]:
     """
     if isinstance(messages, dict):
         messages = messages.get("messages")
+    if isinstance(messages, list):
+        _check_length(messages)
     history: History = []
     system_prompt = ""
     try:
@@ -371,7 +384,9 @@ def _stored_message(message: Message, save: Callable[[str], str]) -> dict[str, A
 def read_file(path: str, save: Callable[[str], str]) -> tuple[History, str]:
     """(history, system prompt) of an exported JSON file. Raises Rejected if it is not one."""
     try:
-        messages = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        is_long = text.count("{") + text.count("[") > MAX_BRACKETS
+        messages = None if is_long else json.loads(text)
     except (OSError, ValueError, RecursionError):
         messages = None
     return from_json(messages, save)
