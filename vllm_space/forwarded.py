@@ -1,13 +1,15 @@
-"""Who sent a request, if a reverse proxy passed it on: the visitor's address, scheme and host.
+"""Finds the real client of a request that came through reverse proxies.
 
-Proxies report these in X-Forwarded headers, which anyone can send. They are believed only from the
-proxies in FORWARDED_ALLOW_IPS and, on a Space, from the platform's; otherwise they are removed. So
-everything behind this middleware can rely on the scope. Knows nothing of sign-in or Gradio.
+Proxies report its address, scheme and host in X-Forwarded headers, which anyone can send. Only the
+proxies in FORWARDED_ALLOW_IPS and, on a Space, the platform's are trusted; the headers of everyone
+else are removed. Knows nothing of sign-in or Gradio.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import itertools
+import re
 from collections.abc import Callable, Iterable
 
 from starlette.datastructures import Headers
@@ -16,7 +18,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 HEADERS = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port")
 IPV6_SITE = 64  # bits: a provider gives each customer at least this many addresses to choose from
 
-Trusts = Callable[[str], bool]  # whether an address is that of a proxy to believe
+# An address with a port, as some load balancers report it
+WITH_PORT = re.compile(r"\[(?P<ipv6>[^\]]+)\](:\d+)?|(?P<ipv4>[\d.]+):\d+")
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Trusts = Callable[[str], bool]  # whether an address is that of a trusted proxy
 
 
 def trusted(networks: Iterable[str], on_space: bool) -> Trusts:
@@ -50,7 +56,7 @@ class ForwardedMiddleware:
         self.trusts = trusts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket"):
+        if scope["type"] == "http":  # ingress.py closes websockets
             scope = self._resolved(scope)
         await self.app(scope, receive, send)
 
@@ -61,9 +67,8 @@ class ForwardedMiddleware:
         peer, port = scope.get("client") or ("", 0)
         if not self.trusts(peer):
             return scope
-        hops = [hop.strip() for hop in ",".join(headers.getlist("x-forwarded-for")).split(",")]
-        if visitor := self._visitor([hop for hop in hops if _address(hop)]):
-            scope["client"] = (visitor, port)
+        hops = ",".join(headers.getlist("x-forwarded-for")).split(",")
+        scope["client"] = (self._visitor(hops) or peer, port)
         # With several proxies, the first one is the visitor's, such as the "https" in "https,http".
         scheme = _first(headers, "x-forwarded-proto").lower()
         if scheme in ("http", "https"):
@@ -77,24 +82,35 @@ class ForwardedMiddleware:
         """The visitor among the addresses that a request came through; empty if there is none.
 
         Each proxy appends the address it sees, so the last one that is no proxy's is genuine; those
-        before it are what the visitor claims. If all are trusted, it is the last public one.
+        before it are what the visitor claims, and so are those before a hop that is no address.
+        If all are trusted, it is the last public one.
         """
+        addresses = [str(ip) for ip in itertools.takewhile(bool, map(_hop_address, reversed(hops)))]
         for is_proxy in (self.trusts, _is_private):
-            for hop in reversed(hops):
-                if not is_proxy(hop):
-                    return hop
-        return hops[-1] if hops else ""
+            for address in addresses:
+                if not is_proxy(address):
+                    return address
+        return addresses[0] if addresses else ""
 
 
 def _first(headers: Headers, name: str) -> str:
     return headers.get(name, "").split(",")[0].strip()
 
 
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _address(text: str) -> Address | None:
     try:
-        return ipaddress.ip_address(text)
+        ip = ipaddress.ip_address(text)
     except ValueError:  # such as "unknown", or the name of a Unix socket
         return None
+    return getattr(ip, "ipv4_mapped", None) or ip  # a socket for both kinds shows IPv4 in IPv6
+
+
+def _hop_address(hop: str) -> Address | None:
+    """The address in an element of X-Forwarded-For."""
+    hop = hop.strip()
+    if match := WITH_PORT.fullmatch(hop):
+        hop = match["ipv6"] or match["ipv4"]
+    return _address(hop)
 
 
 def _is_private(address: str) -> bool:
@@ -107,7 +123,5 @@ def visitor_address(scope: Scope) -> str:
     address = scope["client"][0] if scope.get("client") else ""
     ip = _address(address)
     if not isinstance(ip, ipaddress.IPv6Address):
-        return str(address)
-    if ip.ipv4_mapped:
-        return str(ip.ipv4_mapped)
+        return str(ip or address)
     return str(ipaddress.ip_network((ip, IPV6_SITE), strict=False))

@@ -1,4 +1,4 @@
-"""Which X-Forwarded headers are believed, and what becomes of the others."""
+"""Which X-Forwarded headers are trusted, and what becomes of the others."""
 
 import asyncio
 
@@ -26,13 +26,13 @@ def resolve(peer: str, *, networks: tuple[str, ...] = (), on_space: bool = False
 
 
 @pytest.mark.parametrize("peer", ["127.0.0.1", "127.0.0.2", VISITOR, "::1"])
-def test_nobody_is_believed_by_default(peer):
+def test_nobody_is_trusted_by_default(peer):
     headers = {"for": "198.51.100.1", "proto": "https", "host": "evil.example", "port": "1"}
     assert resolve(peer, **headers) == (peer, "http", {})
 
 
 @pytest.mark.parametrize("network", [PROXY, "10.0.0.0/8", "*", "::/0"])
-def test_named_proxies_are_believed(network):
+def test_headers_of_named_proxies_are_used(network):
     headers = {"for": VISITOR, "proto": "https", "host": "chat.example.com"}
     expected = (VISITOR, "https", {"proto": b"https", "host": b"chat.example.com"})
     if network == "::/0":  # an IPv4 address is not in it
@@ -48,6 +48,12 @@ def test_named_proxies_are_believed(network):
         (f"{VISITOR}, 10.0.0.9", VISITOR),  # a second proxy
         (f"{VISITOR},10.0.0.9 , 10.0.0.8", VISITOR),
         ("2001:db8::7", "2001:db8::7"),
+        (f"1.2.3.4, {VISITOR}:5678", VISITOR),  # with a port
+        ("1.2.3.4, [2001:db8::7]:443", "2001:db8::7"),
+        (f"1.2.3.4, {VISITOR}:5678, [::ffff:10.0.0.9]", VISITOR),
+        ("1.2.3.4, unknown", PROXY),  # what comes before that can be a claim
+        ("1.2.3.4, unknown, 10.0.0.9", "10.0.0.9"),
+        ("1.2.3.4,", PROXY),
         ("", PROXY),
         ("unknown", PROXY),
         ("10.0.0.8, 10.0.0.9", "10.0.0.9"),  # everyone is inside
@@ -82,7 +88,7 @@ def test_first_scheme_is_the_visitors(proto, scheme):
     assert left.get("proto", scheme.encode()) == scheme.encode()
 
 
-def test_space_believes_its_private_proxies():
+def test_space_trusts_its_private_proxies():
     headers = {"for": "1.2.3.4, 8.8.8.8, 10.9.9.9", "proto": "https"}
     assert resolve(PROXY, on_space=True, **headers)[:2] == ("8.8.8.8", "https")
     assert resolve("8.8.4.4", on_space=True, **headers)[:2] == ("8.8.4.4", "http")
