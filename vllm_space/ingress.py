@@ -23,9 +23,9 @@ ROUTES = [
     for pattern, methods in (
         (r"/|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json", "GET HEAD"),
         (r"/(assets|static|svelte)/.+", "GET HEAD"),
-        (r"/login/?", "GET HEAD POST"),
+        (r"/login", "GET HEAD POST"),
         (r"/login/(huggingface|callback)", "GET"),
-        (r"/logout/?", "GET POST"),
+        (r"/logout", "GET POST"),
         (rf"{API}/(info|startup-events|user|login_check|app_id|theme\.css)/?", "GET"),
         (rf"{API}/(call/(v2/)?|run/|api/)[^/]+/?|{API}/(queue/join|cancel|reset/?)", "POST"),
         (rf"{API}/call/(v2/)?[^/]+/[^/]+|{API}/queue/data|{API}/heartbeat/[^/]+", "GET"),
@@ -63,9 +63,11 @@ class Ingress:
             return self.health
         if self.gateway.serves(path):
             return self.gateway
-        allowed = [methods for pattern, methods in self.routes if pattern.fullmatch(path)]
+        matches = [methods for pattern, methods in self.routes if pattern.fullmatch(path)]
+        allowed = frozenset[str]().union(*matches)
         if not allowed:
             return JSONResponse({"detail": "Not Found"}, 404)
-        if method not in frozenset().union(*allowed):
-            return JSONResponse({"detail": "Method Not Allowed"}, 405)
+        if method not in allowed:
+            headers = {"Allow": ", ".join(sorted(allowed))}
+            return JSONResponse({"detail": "Method Not Allowed"}, 405, headers)
         return self.page

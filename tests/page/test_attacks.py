@@ -155,6 +155,12 @@ def test_unneeded_routes_are_closed(url, path):
             assert response.status_code in (404, 405), (method, prefix)
 
 
+def test_other_methods_are_not_allowed(url):
+    for path, allowed in (("/login", "GET, HEAD, POST"), (JOIN, "POST")):
+        response = requests.delete(url + path, timeout=10)
+        assert (response.status_code, response.headers["Allow"]) == (405, allowed)
+
+
 def test_monitoring_and_docs_are_closed(url):
     for path in ("monitoring", "monitoring/summary", "docs", "redoc", "openapi.json", "pwa_icon"):
         assert requests.get(f"{url}/{path}", timeout=10).status_code == 404, path

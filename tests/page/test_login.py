@@ -48,7 +48,6 @@ def test_only_login_and_health_are_public(url, engine):
         "/gradio_api/info",
         "/gradio_api/queue/data?session_hash=x",
         "/theme.css",
-        "/login/",
     ):
         assert requests.get(url + path, timeout=5).status_code == 401, path
     event = {"data": ["Hi"], "fn_index": 0, "session_hash": "x"}
@@ -129,7 +128,7 @@ def test_cookies_are_secure_behind_proxies(space_url):
         assert attributes <= set(cookie.split("; "))
 
 
-def test_invented_addresses_are_not_believed(url):
+def test_invented_addresses_are_not_trusted(url):
     """No proxy is named, so these all come from this machine."""
     for number in range(5):
         address = f"198.51.100.{number}"
