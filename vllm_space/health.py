@@ -18,7 +18,7 @@ from vllm_space.settings import Settings
 
 MAX_AGE = 1.0  # seconds for which a check of the servers is cached
 TIMEOUT = 3.0  # seconds that a request waits for a check
-# A busy server may take seconds to respond: after so many without a response it counts as stuck.
+# Seconds. A server that answered a check in the last PATIENCE seconds is taken as busy, not stuck.
 PATIENCE = 10.0
 
 _THREADS = anyio.CapacityLimiter(math.inf)  # there is at most one check of each server

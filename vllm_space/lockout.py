@@ -1,8 +1,8 @@
-"""How long whoever sends wrong passwords has to wait before the next try.
+"""Delays sign-in after wrong passwords.
 
 Failures are counted per user name and address, so nobody is locked out by the failures of others
 at another address, and per address, whatever the names, so that no one can try many names or fill
-the table. A browser that has signed in before has a count of its own: failures of strangers at the
+the table. A browser that has signed in before is counted separately: failures of strangers at the
 same address, such as that of a shared proxy, do not lock it out.
 
 Whether a user of that name exists makes no difference. Guesses that come from very many addresses
@@ -21,8 +21,7 @@ FREE_FAILURES = 5  # of one user name
 LONGEST_WAIT = 300  # seconds
 FREE_FAILURES_OF_ADDRESS = 50
 LONGEST_WAIT_OF_ADDRESS = 30  # seconds; short, since many people may share the address
-# Seconds after the last failure. A guesser gains nothing by waiting for it: that would be one try
-# in five minutes, as with the longest wait.
+# Seconds after the last failure. Waiting for this gains nothing: about 14 tries an hour either way.
 FORGET_AFTER = 3600
 MAX_COUNTS = 10_000
 

@@ -41,5 +41,9 @@ async def read(request: Request) -> dict[str, str]:
     try:
         form = await Request(request.scope, receive).form(max_files=0, max_fields=MAX_FIELDS)
     except (HTTPException, MultiPartException):
-        raise HTTPException(400, "The form could not be read, or contains a file.") from None
+        message = (
+            "The form could not be read. Send only the fields `username` and `password`, without "
+            "files."
+        )
+        raise HTTPException(400, message) from None
     return {name: value for name, value in form.items() if isinstance(value, str)}
