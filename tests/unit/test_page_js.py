@@ -10,12 +10,15 @@ import pytest
 from vllm_space.page import javascript
 
 SOURCE = (javascript.FOLDER / "page.js").read_text()
-# Reads lines of [call, arguments] and writes what each call returns. No answer is running.
+# Reads lines of [call, arguments] and writes what each call returns. No answer is running, and the
+# server cannot be reached.
 NODE = """
 globalThis.document = {querySelector: () => null};
-require("readline").createInterface({input: process.stdin}).on("line", (line) => {
+globalThis.gradio_config = {root: ""};
+globalThis.fetch = async () => new Response("", {status: 502});
+require("readline").createInterface({input: process.stdin}).on("line", async (line) => {
   const [call, values] = JSON.parse(line);
-  console.log(JSON.stringify(eval(`(${call})`)(...values)));
+  console.log(JSON.stringify(await eval(`(${call})`)(...values)));
 });
 """
 MAX_STORED = int(re.search(r"MAX_STORED = (\d+)", SOURCE)[1])
@@ -80,3 +83,7 @@ def test_an_unanswered_message_is_given_back(call):
     answered = [*sent, {"role": "assistant", "content": []}]
     assert call("takeBack", pending, answered)[0] == answered
     assert "value" not in call("takeBack", pending, answered)[1]
+
+
+def test_failed_sign_out_is_shown(call):
+    assert call("signOut")["value"] == "Sign-out failed. Try again."

@@ -37,10 +37,13 @@ globalThis.vllmSpace = (() => {
     // () -> the button, with the visitor's name
     nameVisitor: () => update({ value: `Sign out (${gradio_config.username})` }),
 
-    // Then the server shows the login page.
-    signOut: () => {
-      const signedOut = fetch(`${gradio_config.root}/logout`, { method: "POST" });
-      signedOut.finally(() => location.reload());
+    // () -> the button. Then the server shows the login page.
+    signOut: async () => {
+      const address = `${gradio_config.root}/logout`;
+      const response = await fetch(address, { method: "POST" }).catch(() => null);
+      if (!response?.ok) return update({ value: "Sign-out failed. Try again." });
+      location.reload();
+      return update({});
     },
 
     // -- tabs -------------------------------------------------------------------------------------

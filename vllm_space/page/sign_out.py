@@ -17,5 +17,5 @@ def add_button(demo: gr.Blocks, config: Settings) -> None:
         gr.LoginButton(visible=False)
     if is_required(config):
         button = gr.Button("Sign out", size="sm", elem_id="sign-out")
-        button.click(js=call("signOut"), **UNQUEUED)
+        button.click(None, None, button, js=call("signOut"), **UNQUEUED)
         demo.load(None, None, button, js=call("nameVisitor"), **UNQUEUED)
