@@ -69,6 +69,10 @@ class SignIn:
 
     # -- who is signed in --------------------------------------------------------------------------
 
+    async def prepare_keys(self) -> None:
+        """Derive all keys, in the background at the start. Requests do not have to wait for it."""
+        await self.signer.prepare_all()
+
     async def prepare(self, request: Request) -> None:
         """Derive the key that the other methods need to check the request's cookie."""
         await self.signer.prepare(claimed_name(request.cookies.get(COOKIE, "")))
@@ -78,8 +82,15 @@ class SignIn:
         return self._password_user(request) or self._hugging_face_user(request)
 
     def visitor(self, request: Request) -> str:
-        """Identifies the sender of a request: the name if signed in, otherwise the address."""
-        return self.user(request) or visitor_address(request.scope)
+        """Identifies the sender of a request: the account if signed in, otherwise the address.
+
+        Someone with the same name at Hugging Face is not the user with the password.
+        """
+        if name := self._password_user(request):
+            return f"password:{name}"
+        if name := self._hugging_face_user(request):
+            return f"hf:{name}"
+        return visitor_address(request.scope)
 
     def _password_user(self, request: Request) -> str | None:
         token = self.signer.check(request.cookies.get(COOKIE, ""), COOKIE, COOKIE_MAX_AGE)
@@ -118,12 +129,10 @@ class SignIn:
 
         Gradio has those of "Sign in with Hugging Face".
         """
-        login = [
-            Route(path, self.login, methods=["GET", "POST"])
-            # gradio 6.31: its own, which no one needs, would write files of any size to disk
-            for path in ("/login", "/login/")
+        return [
+            Route("/login", self.login, methods=["GET", "POST"]),
+            Route("/logout", self.logout, methods=["GET", "POST"]),
         ]
-        return [*login, Route("/logout", self.logout, methods=["GET", "POST"])]
 
     async def login(self, request: Request) -> Response:
         """Show the form, or check a user name and a password."""
@@ -314,10 +323,8 @@ class SignInMiddleware:
         self.sign_in = sign_in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or not self.sign_in.required:
+        if scope["type"] != "http" or not self.sign_in.required:  # ingress.py closes websockets
             return await self.app(scope, receive, send)
-        if scope["type"] != "http":
-            return await send({"type": "websocket.close", "code": 1008})
         request = Request(scope)
         await self.sign_in.prepare(request)
         if scope["path"] in HUGGING_FACE_PATHS:

@@ -1,8 +1,8 @@
 """Tokens for cookies, signed for one user with a key derived from that user's password.
 
 So visitors stay signed in after a restart, and a changed password ends the sessions of that user
-alone. Whoever has a token can try passwords against it, but only those of its own user, and slowly:
-the derivation costs 0.1 s and 32 MiB of memory per password (https://www.rfc-editor.org/rfc/rfc7914).
+alone. Someone who has a token can try passwords against it, but only that user's, and slowly: the
+derivation costs 0.1 s and 32 MiB of memory per password (https://www.rfc-editor.org/rfc/rfc7914).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itsdangerous import BadSignature, TimestampSigner
 
 
 class Token(NamedTuple):
-    """What a valid token says. `id` is a random text, another one in every token."""
+    """What a valid token says. `id` is random and unique to the token."""
 
     name: str
     id: str
@@ -27,14 +27,20 @@ class Token(NamedTuple):
 class Signer:
     """Signs and checks tokens. `logins` are user names with passwords.
 
-    A key is derived when it is first needed, once for each user while this process runs. So no one
-    can keep the server busy with it, and with many users the start takes no longer.
+    Each user's key is derived once while this process runs, so no one can keep the server busy with
+    it: by `prepare_all`, or earlier if a request needs it. Only until then does a slow response to
+    a forged token reveal that there is a user of that name.
     """
 
     def __init__(self, logins: dict[str, str]):
         self.logins = logins
         self._keys: dict[str, bytes] = {}
         self._deriving = asyncio.Lock()
+
+    async def prepare_all(self) -> None:
+        """Derive the keys of all users, one after the other."""
+        for name in self.logins:
+            await self.prepare(name)
 
     async def prepare(self, name: str) -> None:
         """Derive the key of a user, in a thread, unless that was done or there is no such user."""

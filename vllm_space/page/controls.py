@@ -111,7 +111,7 @@ class Controls:
     # -- what an event needs -----------------------------------------------------------------------
 
     def visitor(self, request: gr.Request) -> str:
-        """Who sent an event."""
+        """Identifies who sent an event."""
         return self.sign_in.visitor(http(request))
 
     def sampling_parameters(self, values: tuple[Any, ...]) -> dict[str, Any]:
