@@ -42,7 +42,7 @@ from vllm_space.health import Health
 from vllm_space.ingress import Ingress
 from vllm_space.origins import OriginMiddleware
 from vllm_space.page import conversation, javascript, layout, no_gpu, theme
-from vllm_space.sessions import SessionMiddleware
+from vllm_space.session_owners import SessionOwnerMiddleware
 from vllm_space.settings import Settings
 from vllm_space.storage import Storage
 
@@ -143,7 +143,7 @@ class Web:
                 Middleware(gradio_app.ErrorMiddleware),
                 Middleware(SignInMiddleware, sign_in=self.sign_in),
                 Middleware(BodyMiddleware, sign_in=self.sign_in, storage=self.storage),
-                Middleware(SessionMiddleware, sign_in=self.sign_in),
+                Middleware(SessionOwnerMiddleware, sign_in=self.sign_in),
             ],
         )
 
