@@ -24,15 +24,17 @@ class Cut(Exception):
 class ScriptedEngine:
     """`script(path, body)` answers every POST: it yields chunks, or returns (status, JSON).
 
-    `models` are the names that /v1/models lists; None means that there is no /v1/models, as on the
-    legacy server. `tokenize` and `metrics` answer /tokenize and /metrics. With `alive` false,
-    /health is 503: the API server of a dead engine keeps answering for a few seconds.
+    `models` are the names that /v1/models lists, each with `context_length` tokens; None means that
+    there is no /v1/models, as on the legacy server. `tokenize` and `metrics` answer /tokenize and
+    /metrics. With `alive` false, /health is 503: the API server of a dead engine keeps answering
+    for a few seconds.
     """
 
     script: Callable[[str, dict], Any] = lambda path, body: (200, {})
     models: list[str] | None = field(default_factory=lambda: ["scripted"])
     tokenize: Callable[[dict], Any] = lambda body: (404, {"detail": "Not Found"})
     metrics: Callable[[], str] | None = None
+    context_length: int = 4096
     alive: bool = True
     text_type: str = "text/plain"  # content type of text replies
     # (path, headers, body) of every POST
@@ -64,8 +66,9 @@ def _handler(engine: ScriptedEngine) -> type[QuietHandler]:
 
         def do_GET(self) -> None:
             if self.path == "/v1/models" and engine.models is not None:
+                length = engine.context_length
                 data = [
-                    {"id": name, "object": "model", "owned_by": "vllm", "max_model_len": 4096}
+                    {"id": name, "object": "model", "owned_by": "vllm", "max_model_len": length}
                     for name in engine.models
                 ]
                 self.answer(200, {"object": "list", "data": data})
