@@ -22,10 +22,10 @@ IPV6_SITE = 64  # bits: a provider gives each customer at least this many addres
 WITH_PORT = re.compile(r"\[(?P<ipv6>[^\]]+)\](:\d+)?|(?P<ipv4>[\d.]+):\d+")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Trusts = Callable[[str], bool]  # whether an address is that of a trusted proxy
+TrustedProxies = Callable[[str], bool]  # whether an address is that of a trusted proxy
 
 
-def trusted(networks: Iterable[str], on_space: bool) -> Trusts:
+def trusted(networks: Iterable[str], on_space: bool) -> TrustedProxies:
     """Which addresses are proxies: those in `networks`; on a Space, also all private ones.
 
     A Space can only be reached through the platform's proxies, which have private addresses.
@@ -51,7 +51,7 @@ class ForwardedMiddleware:
     proxy and with a single value: Gradio reads them to build its URLs.
     """
 
-    def __init__(self, app: ASGIApp, trusts: Trusts):
+    def __init__(self, app: ASGIApp, trusts: TrustedProxies):
         self.app = app
         self.trusts = trusts
 

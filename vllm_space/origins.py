@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vllm_space import hardware
-from vllm_space.forwarded import Trusts
+from vllm_space.forwarded import TrustedProxies
 
 OWN_SITE = ("same-origin", "none")  # "none": the visitor typed the address, or used a bookmark
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -32,7 +32,9 @@ class OriginMiddleware:
     may pass on any name.
     """
 
-    def __init__(self, app: ASGIApp, own_hosts: tuple[str, ...], checks_host: bool, trusts: Trusts):
+    def __init__(
+        self, app: ASGIApp, own_hosts: tuple[str, ...], checks_host: bool, trusts: TrustedProxies
+    ):
         self.app = app
         self.own_hosts = own_hosts
         self.checks_host = checks_host

@@ -353,7 +353,7 @@ class Settings(BaseSettings):
     forwarded_allow_ips: Networks = _var(
         (),
         "comma-separated addresses or networks such as 127.0.0.1 or 10.0.0.0/8, or *",
-        "reverse proxies whose X-Forwarded headers are believed; a Space's own always is",
+        "reverse proxies whose X-Forwarded headers are trusted; a Space's own always is",
     )
 
     # -- set by start.sh for the processes it starts; not for owners -------------------------------

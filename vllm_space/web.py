@@ -134,6 +134,7 @@ class Web:
         """Gradio's application, with what it lacks in front of it and inside."""
         gradio_app.reject_unknown_events()
         gradio_app.fetch_nothing()
+        gradio_app.limit_files()
         http_server.install()
         mcp_tools.install(self.generation.streams, self.config.max_concurrency)
         return gradio_app.GradioApp(
@@ -161,12 +162,16 @@ class Web:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: gradio_app.GradioApp) -> AsyncIterator[None]:
-        cleaning = asyncio.create_task(gradio_app.drop_uncollected_answers(self.demo))
+        tasks = [
+            asyncio.create_task(gradio_app.drop_uncollected_answers(self.demo)),
+            asyncio.create_task(self.sign_in.prepare_keys()),
+        ]
         try:
             async with self.gateway.lifespan():
                 yield
         finally:
-            cleaning.cancel()
+            for task in tasks:
+                task.cancel()
 
     # -- the last line of the start log ----------------------------------------------------
 
