@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ BODY_LIMIT = 32 * 2**20  # bytes; room for a few images
 MAX_VALUES = 1_000_000
 MAX_FIELDS = 500_000
 MAX_SEQUENCES = 128  # answers to one request
+MAX_NUMBER = 2**53  # of tokens or answers; more would not be exact
 MAX_EMBEDDINGS = 2048  # texts in one request; OpenAI's limit as well
 
 # Path -> the fields for the maximum length of an answer that vLLM reads there.
@@ -167,13 +167,11 @@ def _number(fields: Mapping[str, Any], name: str) -> float | None:
     if value is None:
         return None
     number: float = -1
-    if isinstance(value, int) and not isinstance(value, bool):
-        number = value  # can be larger than any float
-    elif isinstance(value, (float, str)):
-        with suppress(ValueError):
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
             number = float(value)
-    if number < 0 or (isinstance(number, float) and not math.isfinite(number)):
-        raise api_error.invalid(f"{name} must be a number, 0 or greater.")
+    if not 0 <= number <= MAX_NUMBER:  # nor NaN
+        raise api_error.invalid(f"{name} must be a number from 0 to 2^53.")
     return number
 
 

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import anthropic
@@ -20,12 +21,14 @@ from support.http_server import QuietHandler
 from support.http_server import serving as http_serving
 from support.programs import API_KEY, KEY, wait_for
 from support.scripted_engine import Cut, ScriptedEngine, chat_event, chat_stream
-from vllm_space import health
-from vllm_space.api_request import BODY_LIMIT, MAX_TOKENS_FIELDS, TOKEN_FIELDS
+from vllm_space import errors, health
+from vllm_space.api_request import BODY_LIMIT, MAX_TOKENS_FIELDS, TOKEN_FIELDS, ApiRequest
 from vllm_space.catalog import Catalog
 from vllm_space.gateway import ENDPOINTS, Gateway
 from vllm_space.ingress import Ingress
+from vllm_space.key_limits import LARGE
 from vllm_space.settings import Settings
+from vllm_space.text_limit import ALWAYS_ALLOWED
 
 CHAT = {"model": "scripted", "messages": [{"role": "user", "content": "Hi"}]}
 MESSAGES = CHAT | {"max_tokens": 5}
@@ -265,7 +268,7 @@ def limited(engine) -> Iterator[str]:
         yield url
 
 
-HUGE = b"1" + b"0" * 400
+HUGE = "1" + "0" * 400
 
 
 @pytest.mark.parametrize(
@@ -276,7 +279,7 @@ HUGE = b"1" + b"0" * 400
         (b'{"max_tokens": 1.01e2}', {"max_tokens": 100}),
         (b'{"max_tokens": "101"}', {"max_tokens": 100}),
         (b'{"max_tokens": " 1_01 "}', {"max_tokens": 100}),
-        (b'{"max_tokens": ' + HUGE + b"}", {"max_tokens": 100}),
+        (b'{"max_tokens": 9007199254740992}', {"max_tokens": 100}),
         ('{"max_tokens": 101}'.encode("utf-16"), {"max_tokens": 100}),
         (b'{"m\\u0061x_tokens": 101}', {"max_tokens": 100}),
         (b'{"max_tokens": 1, "max_completion_tokens": 101}', {"max_completion_tokens": 100}),
@@ -314,7 +317,8 @@ def test_nothing_is_capped_by_default(engine, url):
 
 
 @pytest.mark.parametrize(
-    "value", ["NaN", "Infinity", '"nan"', '"-inf"', "1e999", "-1", "true", "[200]", "{}", '"x"']
+    "value",
+    ["NaN", "Infinity", '"nan"', '"-inf"', "1e999", HUGE, "-1", "true", "[200]", "{}", '"x"'],
 )
 @pytest.mark.parametrize("name", TOKEN_FIELDS)
 def test_meaningless_limits_are_rejected(engine, url, limited, name, value):
@@ -332,6 +336,7 @@ def test_meaningless_limits_are_rejected(engine, url, limited, name, value):
         {"n": 129},
         {"n": "129"},
         {"n": 2, "best_of": 65.0},
+        {"n": 10**400, "best_of": 1.5},
         {"n": 3, "prompt": ["x"] * 43},
         {"prompt": ["x"] * 129},
         {"prompt": [[1]] * 129},
@@ -791,6 +796,51 @@ def test_leaving_frees_the_key_for_others():
         wait_for(is_free, 5, "a free slot after leaving in mid-answer")
 
 
+def test_large_bodies_wait_for_their_own_key(engine, url, monkeypatch):
+    """Parsing takes up to a second, during which other keys go on."""
+    begun, release, parse = threading.Semaphore(0), threading.Event(), ApiRequest.parse
+
+    def slow_parse(path, body):
+        if b"slow" in body:
+            begun.release()
+            release.wait(10)
+        return parse(path, body)
+
+    monkeypatch.setattr(ApiRequest, "parse", slow_parse)
+    large = CHAT | {"user": "x" * LARGE}
+    with ThreadPoolExecutor(2) as pool:
+        slow = [pool.submit(post, url, body=large | {"stop": "slow"}) for _ in range(2)]
+        assert begun.acquire(timeout=5)
+        other = post(url, body=large, headers={"Authorization": "Bearer other-key"})
+        assert not begun.acquire(timeout=0.2)
+        release.set()
+    assert [answer.result().status_code for answer in slow] == [413, 413]
+    assert other.status_code == 413  # too much text for this model
+
+
+def test_bytes_of_bodies_are_limited_per_key(monkeypatch):
+    monkeypatch.setattr("vllm_space.key_limits.MAX_HELD", 1000)
+    begun, release = threading.Semaphore(0), threading.Event()
+
+    def script(path, body):
+        begun.release()
+        release.wait(10)
+        return 200, {}
+
+    half = CHAT | {"user": "x" * 500}
+    slow = ScriptedEngine(script)
+    with slow.running(), serving(slow.url) as url, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(post, url, body=half)
+        assert begun.acquire(timeout=5)
+        rejected = post(url, body=half)
+        assert (rejected.status_code, rejected.headers["Retry-After"]) == (429, "5")
+        other = pool.submit(post, url, body=half, headers={"Authorization": "Bearer other-key"})
+        assert begun.acquire(timeout=5)
+        release.set()
+        assert [first.result().status_code, other.result().status_code] == [200, 200]
+        wait_for(lambda: post(url, body=half).status_code == 200, 5, "the bytes to be free")
+
+
 def test_rate_limit_applies_per_key(engine):
     with serving(engine.url, api_rate_limit="3") as url:
         assert [post(url).status_code for _ in range(5)] == [200, 200, 200, 429, 429]
@@ -984,6 +1034,29 @@ def test_missing_engine_is_reported():
             assert response.status_code == 503, path
             assert "No model is running" in response.text
         assert "No model is running" in requests.get(f"{url}/healthz", timeout=5).json()["reason"]
+
+
+def broken(*_: object) -> None:
+    raise RuntimeError("a bug")
+
+
+def test_bugs_are_errors_that_clients_can_read(url, monkeypatch, caplog):
+    monkeypatch.setattr("vllm_space.text_limit.check_context", broken)
+    big = CHAT | {"user": "x" * ALWAYS_ALLOWED}
+    openai_error, anthropic_error = (post(url, path, big) for path in (CHAT_PATH, "/v1/messages"))
+    assert (openai_error.status_code, anthropic_error.status_code) == (500, 500)
+    assert openai_error.json()["error"]["code"] == "internal_error"
+    assert anthropic_error.json()["error"] == {
+        "type": "api_error",
+        "message": str(errors.internal()),
+    }
+    assert "RuntimeError: a bug" in caplog.text
+
+
+def test_bugs_in_mid_answer_cut_it_off(url, monkeypatch):
+    monkeypatch.setattr("aiohttp.StreamReader.iter_any", broken)
+    with pytest.raises(requests.exceptions.RequestException):
+        post(url)
 
 
 # -- health --------------------------------------------------------------------------------
