@@ -44,6 +44,11 @@ FORBIDDEN_FIELDS = ("chat_template", "media_io_kwargs")
 FALSE = ("none", "false", "0", "0.0", "off", "no", "n", "f", "")
 
 
+def announced_length(request: Request) -> int:
+    """The Content-Length as far as `read_body` would read; 0 if it is missing."""
+    return min(int(request.headers.get("content-length", "0")[:20]), BODY_LIMIT)
+
+
 async def read_body(request: Request) -> bytes:
     """The request's body. Raises ApiError, and ClientDisconnect if the client disconnects."""
     try:

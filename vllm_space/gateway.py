@@ -139,7 +139,8 @@ class Gateway:
             limits = self.limits[key_name]
             await limits.check_rate()
             slot = nullcontext() if request.method == "GET" else limits.slot()
-            with slot, limits.holding(receive) as counted:
+            length = api_request.announced_length(request)
+            with slot, limits.holding(length, receive) as counted:
                 if not self.catalog.servers:
                     raise api_error.engine_unavailable(errors.no_server())
                 body = await api_request.read_body(Request(scope, counted))

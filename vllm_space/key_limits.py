@@ -67,31 +67,35 @@ class KeyLimits:
             self.running -= 1
 
     @contextmanager
-    def holding(self, receive: Receive) -> Iterator[Receive]:
-        """`receive` for a request's body, which counts as held from its arrival to the end.
+    def holding(self, length: int, receive: Receive) -> Iterator[Receive]:
+        """`receive` for a request's body: its bytes count as held until the request has ended.
 
-        It raises ApiError if that would be too much with the key's other requests.
+        `length` is what is announced of them. Both raise ApiError if they would be too many with
+        those of the key's other requests.
         """
-        held = 0
+        arrived, held = 0, self._hold(length)
 
         async def counted() -> Message:
-            nonlocal held
+            nonlocal arrived, held
             message = await receive()
-            size = len(message.get("body", b""))
-            if self.held + size > MAX_HELD:
-                text = (
-                    f"Too much at once: the running requests of each key may have "
-                    f"{MAX_HELD // 2**20} MiB together. Wait for one to finish."
-                )
-                raise api_error.too_many(text, "too_many_bytes")
-            held += size
-            self.held += size
+            arrived += len(message.get("body", b""))
+            held += self._hold(max(0, arrived - held))
             return message
 
         try:
             yield counted
         finally:
             self.held -= held
+
+    def _hold(self, size: int) -> int:
+        if self.held + size > MAX_HELD:
+            message = (
+                "Too much at once: the running requests of each key may have "
+                f"{MAX_HELD // 2**20} MiB together. Wait for one to finish."
+            )
+            raise api_error.too_many(message, "too_many_bytes")
+        self.held += size
+        return size
 
     async def compute(self, length: int, work: Callable[[], Result]) -> Result:
         """Run `work` on a body of `length` bytes; in the key's thread if that is large.
