@@ -89,6 +89,7 @@ class ApiRequest:
         _check_sequences(path, fields)
         size = text_limit.measure(fields)
         try:
+            text_limit.check_values(fields)
             text_limit.check_bytes(size)
         except errors.Rejected as error:
             raise api_error.too_large(str(error)) from None

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections import OrderedDict
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,7 +40,7 @@ COOKIE_MAX_AGE = 30 * DAY
 # https://owasp.org/www-community/Slow_Down_Online_Guessing_Attacks_with_Device_Cookies
 BROWSER_COOKIE = "vllm_space_browser_"
 BROWSER_COOKIE_MAX_AGE = 365 * DAY
-MAX_ENDED = 10_000  # sessions that were signed out; the oldest are forgotten
+MAX_ENDED = 10_000  # sessions that were signed out
 LOGIN_PAGE = Template(
     Path(__file__).with_name("login.html").read_text(encoding="utf-8"), autoescape=True
 )
@@ -65,7 +65,7 @@ class SignIn:
         self.required = is_required(config)
         self.signer = Signer(self.logins)
         self.lockout = Lockout()
-        self.ended: OrderedDict[str, None] = OrderedDict()  # sessions that were signed out
+        self.ended: dict[str, str] = {}  # session that was signed out -> its account
 
     # -- who is signed in --------------------------------------------------------------------------
 
@@ -205,18 +205,20 @@ class SignIn:
         """End the visitor's session, however it began, in the browser and on the server."""
         response = _done(request)
         if token := self.signer.check(request.cookies.get(COOKIE, ""), COOKIE, COOKIE_MAX_AGE):
-            self._end(token.id)
+            self._end(token.id, token.name)
         response.delete_cookie(COOKIE, **_cookie_options(request))
         if "session" in request.scope:
             if oauth_info := request.session.get("oauth_info"):
-                self._end(_oauth_session(oauth_info))
+                self._end(_oauth_session(oauth_info), str(oauth_info.get("userinfo")))
             request.session.clear()
         return response
 
-    def _end(self, session: str) -> None:
-        self.ended[session] = None
+    def _end(self, session: str, account: str) -> None:
+        self.ended[session] = account
         if len(self.ended) > MAX_ENDED:
-            self.ended.popitem(last=False)
+            # The account with the most of them, so that nobody can push out those of others.
+            most = Counter(self.ended.values()).most_common(1)[0][0]
+            del self.ended[next(key for key, owner in self.ended.items() if owner == most)]
 
     # -- the login page ----------------------------------------------------------------------------
 

@@ -43,15 +43,19 @@ CHAT_FIELDS = (
 TEMPLATE_FIELDS = ("reasoning_effort", "documents")  # vLLM passes them on to the chat template
 MESSAGES_FIELDS = ("model", "messages", "system", "tools", "tool_choice", "chat_template_kwargs")
 
+# Numbers in the error messages of engines. A message can repeat what the client sent, so only its
+# beginning is read, and the patterns are bounded.
+MESSAGE_LIMIT = 1000  # characters
 # "maximum context length is 4096 tokens", "max_model_len=4096"
-CONTEXT = re.compile(r"(?:context (?:length|window|size)|max_model_len)\D{0,24}(\d+)")
+CONTEXT = re.compile(r"(?:context (?:length|window|size)|max_model_len)\D{0,24}(\d{1,9})\b")
 # OpenAI, SGLang: "you requested 5000 tokens (904 in the messages, 4096 in the completion)"
 REQUESTED = re.compile(
-    r"requested (?:a total of )?(\d+) tokens.*?(\d+) (?:tokens )?(?:in|for) the completion",
+    r"requested (?:a total of )?(\d{1,9}) tokens.{0,200}?\b(\d{1,9}) (?:tokens )?"
+    r"(?:in|for) the completion",
     re.DOTALL,
 )
 # vLLM: "contains 904 input tokens". It only counts up to a limit: "at least 905", "bound for 905".
-PROMPT = re.compile(r"(?<!at least )(?<!bound for )\b(\d+) input tokens")
+PROMPT = re.compile(r"(?<!at least )(?<!bound for )\b(\d{1,9}) input tokens")
 
 
 class ContextFit:
@@ -132,8 +136,10 @@ class ContextFit:
             try:
                 counting = self.upstream.request(Call(call.server, "POST", path, headers, body))
                 async with await counting as response:
-                    result = json.loads(await response.read()) if response.ok else {}
-            except (Busy, aiohttp.ClientError, asyncio.TimeoutError, ValueError):
+                    result = json.loads(await _head(response)) if response.ok else {}
+            except (Busy, aiohttp.ClientError, asyncio.TimeoutError, ValueError, RecursionError):
+                return None
+            if not isinstance(result, dict):
                 return None
             number = result.get("count", result.get("input_tokens"))
             if not isinstance(number, int):
@@ -178,12 +184,13 @@ def token_ids(parsed: ApiRequest) -> int:
 
 def context_in(message: str) -> int | None:
     """The context length named in an engine's error, in tokens."""
-    match = CONTEXT.search(message)
+    match = CONTEXT.search(message[:MESSAGE_LIMIT])
     return int(match[1]) if match else None
 
 
 def prompt_in(message: str) -> int | None:
     """The exact number of the prompt's tokens in an engine's error, if it can be told from it."""
+    message = message[:MESSAGE_LIMIT]
     if match := REQUESTED.search(message):
         return int(match[1]) - int(match[2])
     match = PROMPT.search(message)

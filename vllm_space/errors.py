@@ -101,6 +101,17 @@ def too_much_text(size: int, limit: int) -> Rejected:
     )
 
 
+def schema_too_large(name: str, limit: int) -> Rejected:
+    return Rejected(f"{name} has more than {limit:,} values, too many for the engine. Simplify it.")
+
+
+def looks_like_a_path(length: int) -> Rejected:
+    return Rejected(
+        f"The request contains a path of {length:,} characters with very many slashes, which the "
+        "engine cannot process. Remove or shorten it."
+    )
+
+
 def malformed_request() -> Rejected:
     return Rejected("This request is malformed. If you sent it from the page, reload the page.")
 

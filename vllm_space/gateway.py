@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
@@ -34,6 +35,8 @@ from vllm_space.settings import Settings
 from vllm_space.upstream import Busy, Call, Upstream
 
 log = logging.getLogger(__name__)
+
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # not allowed in a header
 
 # Path -> method. All other engine endpoints are blocked: LoRA loading, sleep, profiling, metrics...
 ENDPOINTS = {
@@ -283,6 +286,7 @@ class Gateway:
                 raw = [
                     (name.encode(), value.encode("utf-8", "surrogateescape"))  # as aiohttp decodes
                     for name, value in headers.items()
+                    if not CONTROL.search(value)
                 ]
                 start = {"type": "http.response.start", "status": response.status, "headers": raw}
                 await send(start)

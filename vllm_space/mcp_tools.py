@@ -19,7 +19,7 @@ from vllm_space import streaming
 PROGRESS_EVERY = 5  # seconds; some clients give up on a call that reports nothing
 
 
-def install(*_: object) -> None:
+def install() -> None:
     """Make Gradio's MCP server run its tools in this process, as the page runs its events."""
 
     class McpServer(gradio.mcp.GradioMCPServer):

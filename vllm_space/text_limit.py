@@ -6,7 +6,8 @@ stops it for everybody. Such a text is refused before the engine is asked anythi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,10 @@ CHARACTERS_PER_TOKEN = 8
 MAX_BYTES = 2_000_000  # of UTF-8, in all texts of a request together
 # Less than this never keeps an engine busy, so nobody needs to know the model's context.
 ALWAYS_ALLOWED = 4096  # characters
+
+# What any value counts at least. With 7 characters, as many token ids as fit into the context pass.
+MIN_CHARACTERS = CHARACTERS_PER_TOKEN - 1
+MIN_BYTES = 4
 
 # Type of a content part -> its field with an image or sound, as a data URL or base64. In
 # {"image_url": {"url": ...}} and the like, it is in an object inside that field.
@@ -33,6 +38,14 @@ MEDIA = {
     "video_embeds": "video_embeds",
 }
 MEDIA_KEYS = ("url", "data")
+# They describe the form of an answer, and are not part of the prompt.
+SCHEMA_FIELDS = ("response_format", "structured_outputs", "text", "output_config")
+MAX_SCHEMA_VALUES = 10_000  # in these and in tools: vLLM compiles them, and cannot be interrupted
+
+# vLLM repeats an invalid value in its error message, and looks for file names in that, which takes
+# time with the square of the length of such a text.
+PATH = re.compile(r"[\w/-]{1000,}")
+MAX_PATH_COST = 1_000_000  # characters times slashes
 
 
 @dataclass(frozen=True)
@@ -46,17 +59,30 @@ class TextSize:
 def measure(body: Mapping[str, Any]) -> TextSize:
     """The size of all text in a request's body that may reach a tokenizer or a chat template.
 
-    That is every string except images and sounds. All other values count as one token each: the
-    token ids of a prompt are numbers, and templates write the values of tools out as text.
+    That is every string except images and sounds. Each value counts as about a token at least: the
+    token ids of a prompt are numbers, templates write the values of tools out as text, and a
+    million empty strings keep an engine busy, too.
     """
     media = _media(body)
     rest = dict(body)
     rest.pop("prompt_embeds", None)
+    schemas = _size([rest.pop(name) for name in SCHEMA_FIELDS if name in rest], media)
     prompts = [rest.pop(name) for name in ("prompt", "input", "messages") if is_batch(body, name)]
     characters, utf8_bytes = _size(rest, media)
     sizes = [_size(prompt, media) for batch in prompts for prompt in batch]
     characters += max((size[0] for size in sizes), default=0)
-    return TextSize(characters, utf8_bytes + sum(size[1] for size in sizes))
+    return TextSize(characters, utf8_bytes + schemas[1] + sum(size[1] for size in sizes))
+
+
+def check_values(body: Mapping[str, Any]) -> None:
+    """Raise Rejected for values that would stop an engine, whatever the size of the text."""
+    for name in (*SCHEMA_FIELDS, "tools"):
+        if sum(1 for _ in _values(body.get(name))) > MAX_SCHEMA_VALUES:
+            raise errors.schema_too_large(name, MAX_SCHEMA_VALUES)
+    for value in _values(body):
+        for match in PATH.finditer(value) if isinstance(value, str) else ():
+            if len(match[0]) * match[0].count("/") > MAX_PATH_COST:
+                raise errors.looks_like_a_path(len(match[0]))
 
 
 def is_batch(body: Mapping[str, Any], name: str) -> bool:
@@ -93,17 +119,15 @@ def _size(value: Any, media: Mapping[int, str]) -> tuple[int, int]:
     while pending:
         item = pending.pop()
         if isinstance(item, str):
-            characters += len(item)
-            utf8_bytes += (
-                len(item) if item.isascii() else len(item.encode("utf-8", "surrogatepass"))
-            )
+            size = len(item) if item.isascii() else len(item.encode("utf-8", "surrogatepass"))
+            characters += max(MIN_CHARACTERS, len(item))
+            utf8_bytes += max(MIN_BYTES, size)
             continue
-        # A number can have thousands of digits, each of a little more than three bits.
-        size = CHARACTERS_PER_TOKEN
-        if isinstance(item, int):
-            size = max(size, item.bit_length() // 3)
-        characters += size
-        utf8_bytes += size
+        size = 0
+        if isinstance(item, int):  # it can have thousands of digits, each of three bits or more
+            size = item.bit_length() // 3
+        characters += max(MIN_CHARACTERS, size)
+        utf8_bytes += max(MIN_BYTES, size)
         if isinstance(item, list):
             pending += item
         elif isinstance(item, dict):
@@ -113,6 +137,18 @@ def _size(value: Any, media: Mapping[int, str]) -> tuple[int, int]:
                 if name != skipped:
                     pending.append(field)
     return characters, utf8_bytes
+
+
+def _values(value: Any) -> Iterator[Any]:
+    """A JSON value, and all values and names of fields in it. Not recursive: it may be deep."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        yield item
+        if isinstance(item, list):
+            pending += item
+        elif isinstance(item, dict):
+            pending += [*item, *item.values()]
 
 
 def _media(body: Mapping[str, Any]) -> dict[int, str]:

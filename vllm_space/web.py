@@ -136,7 +136,7 @@ class Web:
         gradio_app.fetch_nothing()
         gradio_app.limit_files()
         http_server.install()
-        mcp_tools.install(self.generation.streams, self.config.max_concurrency)
+        mcp_tools.install()
         return gradio_app.GradioApp(
             self._front,
             routes=self.sign_in.routes(),

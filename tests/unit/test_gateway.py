@@ -468,10 +468,62 @@ def test_long_texts_are_not_forwarded(engine, url, path, text):
     assert len(engine.requests) == forgotten
 
 
+EMPTY = [""] * 900_000
+PATHS = {"temperature": "x" + "/a" * 7500}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{"role": "user", "content": EMPTY}]},
+        {"input": [{"role": "user", "content": EMPTY}]},
+        {"structured_outputs": {"choice": EMPTY}},
+        {"structured_outputs": {"choice": [str(number) for number in range(20_000)]}},
+        {"response_format": {"json_schema": {"enum": list(range(20_000))}}},
+        {"tools": [{"function": {"parameters": {"enum": list(range(20_000))}}}]},
+        PATHS,
+        {"prompt": ["/a" * 7000] * 8 + [["x"]]},
+    ],
+)
+def test_texts_that_stop_an_engine_are_rejected(engine, url, fields):
+    for path in (CHAT_PATH, "/v1/responses", "/v1/completions"):
+        assert post(url, path, CHAT | fields).status_code == 413
+    assert engine.requests == []
+
+
+def test_ordinary_texts_and_schemas_pass(engine, url):
+    schema = {"json_schema": {"enum": [f"a value {number}" for number in range(3_000)]}}
+    base64 = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4vMDEyMzQ1Njc4OTo7"
+    for fields in (
+        {"response_format": schema},  # larger than the context, of which it is no part
+        {"messages": [{"role": "user", "content": base64 * 300}]},
+        {"messages": [{"role": "user", "content": "/usr/local/lib/python3.12/x.py " * 900}]},
+    ):
+        assert post(url, CHAT_PATH, CHAT | fields).status_code == 200
+
+
+@pytest.mark.parametrize("count", [b"[]", b'"x"', b"null", b"[" * 50_000, b'{"count": true}'])
+def test_strange_counts_are_ignored(count):
+    class Refusing(QuietHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path == "/tokenize":
+                return self.reply(200, count)
+            message = "maximum context length is 4096 tokens"
+            return self.reply(400, {"error": {"message": message}}, Retry_After="\x01")
+
+        do_GET = do_POST
+
+    with http_serving(Refusing) as server, serving(server.url) as url:
+        response = post(url, CHAT_PATH, CHAT | {"max_tokens": 9999})
+    assert response.status_code == 400
+    assert "maximum context length" in response.text
+
+
 @pytest.mark.parametrize("path", ["/detokenize", "/v1/completions", "/v1/embeddings"])
 def test_long_token_ids_are_not_forwarded(engine, url, path):
     name = {"/detokenize": "tokens", "/v1/completions": "prompt", "/v1/embeddings": "input"}[path]
-    assert post(url, path, {name: [5] * 4000}).status_code == 200
+    assert post(url, path, {name: [5] * 4096}).status_code == 200
     assert post(url, path, {name: [5] * 5000}).status_code == 413
     assert len(engine.requests) == 1
 
