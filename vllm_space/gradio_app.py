@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from fastapi import HTTPException
-from gradio import Blocks, processing_utils, route_utils
+from gradio import Blocks, oauth, processing_utils, route_utils
 from gradio.block_function import BlockFunction
 from gradio.data_classes import PredictBody
 from gradio.route_utils import FnIndexInferError
@@ -63,6 +63,14 @@ def fetch_nothing() -> None:
     # All of its downloads use one of these two.
     processing_utils.async_ssrf_protected_get = reject
     processing_utils.async_ssrf_protected_download = reject
+
+
+def log_no_redirects() -> None:
+    """Keep Gradio from printing three lines whenever someone begins to sign in.
+
+    gradio 6.31: they are left over from debugging, and anyone can fill the log with them.
+    """
+    vars(oauth)["print"] = lambda *_: None
 
 
 def limit_files() -> None:

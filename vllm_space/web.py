@@ -135,6 +135,7 @@ class Web:
         gradio_app.reject_unknown_events()
         gradio_app.fetch_nothing()
         gradio_app.limit_files()
+        gradio_app.log_no_redirects()
         http_server.install()
         mcp_tools.install()
         return gradio_app.GradioApp(

@@ -14,7 +14,7 @@ SOURCE = (javascript.FOLDER / "page.js").read_text()
 # server cannot be reached.
 NODE = """
 globalThis.document = {querySelector: () => null};
-globalThis.gradio_config = {root: ""};
+globalThis.gradio_config = {root: "http://127.0.0.1/a/path"};
 globalThis.fetch = async () => new Response("", {status: 502});
 require("readline").createInterface({input: process.stdin}).on("line", async (line) => {
   const [call, values] = JSON.parse(line);

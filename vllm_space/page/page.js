@@ -39,8 +39,9 @@ globalThis.vllmSpace = (() => {
 
     // () -> the button. Then the server shows the login page.
     signOut: async () => {
-      const address = `${gradio_config.root}/logout`;
-      const response = await fetch(address, { method: "POST" }).catch(() => null);
+      // Only its path: behind a proxy, the server may take https for http.
+      const { pathname } = new URL(`${gradio_config.root}/logout`);
+      const response = await fetch(pathname, { method: "POST" }).catch(() => null);
       if (!response?.ok) return update({ value: "Sign-out failed. Try again." });
       location.reload();
       return update({});
