@@ -124,7 +124,8 @@ def test_sampling_parameters_are_applied(client):
         ({"max_tokens": -1}, "max_tokens=-1"),
         ({"model": "no-such-model"}, "no model 'no-such-model'"),
         ({"history": [{"role": "king", "content": "x"}]}, "Each message in the history"),
-        ({"message": "word " * 5000}, "context length is 2,048, including the answer"),
+        ({"message": "word " * 3000}, "context length is 2,048, including the answer"),
+        ({"message": "word " * 5000}, "context of 2,048 tokens holds at most 16,384 here"),
     ],
 )
 def test_invalid_requests_are_explained(client, fields, message):
