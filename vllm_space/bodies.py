@@ -7,12 +7,12 @@ decoded and copied.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import orjson
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -116,16 +116,20 @@ def _fields(body: bytes) -> dict[str, Any]:
     if body.count(b"{") + body.count(b"[") > 10 * MAX_VALUES:
         raise request_body.TooLarge
     try:
-        # Gradio decodes it again, with a parser that accepts more. What this one cannot read, such
-        # as NaN or UTF-16, must not get past the checks.
-        fields = orjson.loads(body) if body else {}
-    except orjson.JSONDecodeError:
+        # With the parser that Gradio uses, so that both read the same. That one accepts NaN, and
+        # other encodings, too.
+        fields = json.loads(body.decode(), parse_constant=_reject) if body else {}
+    except (ValueError, RecursionError):
         raise errors.malformed_request() from None
     if not isinstance(fields, dict):
         raise errors.malformed_request()
     if _has_more_values(fields, MAX_VALUES):
         raise request_body.TooLarge
     return fields
+
+
+def _reject(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _has_more_values(value: Any, limit: int) -> bool:

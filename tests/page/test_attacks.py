@@ -294,6 +294,15 @@ def test_session_belongs_to_who_began_it(users):
     for path in ("cancel", "queue/join", "run/predict"):
         answer = bob.post(f"{url}/gradio_api/{path}", json=body | stolen, timeout=10)
         assert answer.status_code == 403, path
+    disguises = [
+        json.dumps(stolen | {"x": float("nan")}).encode(),
+        json.dumps(stolen).encode("utf-16"),
+        json.dumps(stolen).encode("utf-8-sig"),
+        json.dumps({"session_hash": "bobs"}).encode()[:-1] + b"," + json.dumps(stolen).encode()[1:],
+    ]
+    for disguise in disguises:
+        answer = bob.post(f"{url}/gradio_api/cancel", data=disguise, headers=JSON, timeout=10)
+        assert answer.status_code in (400, 403), disguise
     own = stolen | {"session_hash": "bobs"}
     assert bob.post(f"{url}/gradio_api/cancel", json=own, timeout=10).status_code == 403
     stream = alice.get(f"{url}/gradio_api/queue/data?session_hash=secret", stream=True, timeout=20)
