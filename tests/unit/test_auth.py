@@ -16,6 +16,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from support import coroutines
 from vllm_space import auth, request_body, signing
 from vllm_space.auth import COOKIE, SignIn, SignInMiddleware
 from vllm_space.lockout import (
@@ -95,7 +96,7 @@ class Site:
             "client": (address, 5),
             "headers": [(name.encode(), value.encode()) for name, value in raw.items()],
         }
-        asyncio.run(self.app(scope, receive, send))
+        coroutines.run(self.app(scope, receive, send))
         return status[0], left
 
 
@@ -217,7 +218,7 @@ def test_slow_forms_are_given_up(site, monkeypatch):
         await app(scope | {"query_string": b"", "client": (HERE, 5)}, receive, send)
         return status[0]
 
-    assert asyncio.run(post()) == 408
+    assert coroutines.run(post()) == 408
 
 
 # -- wrong passwords -------------------------------------------------------------------------------
@@ -375,7 +376,7 @@ def test_keys_are_derived_once_for_each_user(site, monkeypatch):
             visitor.cookies.set(cookie, f"{signing._encode(name)}.x.y.z")
             visitor.fail("bob", 1)
     assert derived == ["alice"]
-    asyncio.run(site.sign_in.prepare_keys())
+    coroutines.run(site.sign_in.prepare_keys())
     assert derived == ["alice", "bob"]
 
 
@@ -391,7 +392,7 @@ def test_nonsense_in_the_cookie_is_ignored(site, cookie):
 def test_same_name_elsewhere_is_another_visitor():
     config = Settings(_env_file=None, app_users=USERS, oauth_allowed="*")
     sign_in = SignIn(config, None, "red")
-    asyncio.run(sign_in.prepare_keys())
+    coroutines.run(sign_in.prepare_keys())
     cookie = f"{COOKIE}={sign_in.signer.sign('alice', COOKIE)}".encode()
     oauth_session = {"oauth_info": {"userinfo": {"preferred_username": "alice"}}}
     scope = {"type": "http", "client": (HERE, 5), "headers": [], "session": {}}

@@ -1,9 +1,8 @@
 """Which X-Forwarded headers are trusted, and what becomes of the others."""
 
-import asyncio
-
 import pytest
 
+from support import coroutines
 from vllm_space.forwarded import ForwardedMiddleware, trusted, visitor_address
 
 VISITOR = "203.0.113.7"  # reserved for documentation
@@ -20,7 +19,7 @@ def resolve(peer: str, *, networks: tuple[str, ...] = (), on_space: bool = False
     raw = [(f"x-forwarded-{name}".encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "scheme": "http", "client": (peer, 5), "headers": raw}
     middleware = ForwardedMiddleware(app, trusted(networks, on_space))
-    asyncio.run(middleware(scope, None, None))
+    coroutines.run(middleware(scope, None, None))
     left = {name.decode().removeprefix("x-forwarded-"): value for name, value in seen["headers"]}
     return seen["client"][0], seen["scheme"], left
 

@@ -10,6 +10,7 @@ from gradio import processing_utils
 from starlette.middleware import Middleware
 from starlette.testclient import TestClient
 
+from support import coroutines
 from vllm_space import errors, gradio_app
 from vllm_space.page.blocks import Blocks
 from vllm_space.page.events import UNQUEUED_RAW, handler
@@ -101,7 +102,7 @@ def test_no_url_is_downloaded(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="in place of an uploaded file"):
         processing_utils.save_url_to_cache(url, str(tmp_path))
     with pytest.raises(ValueError, match="in place of an uploaded file"):
-        asyncio.run(component.async_move_resource_to_block_cache(url))
+        coroutines.run(component.async_move_resource_to_block_cache(url))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -126,4 +127,4 @@ def test_uncollected_answers_are_dropped(monkeypatch):
         assert queue.pending_event_ids_session.keys() == queue.pending_messages_per_session.keys()
         return list(queue.pending_messages_per_session)
 
-    assert asyncio.run(scenario()) == ["running", "collected", "growing"]
+    assert coroutines.run(scenario()) == ["running", "collected", "growing"]

@@ -1,9 +1,8 @@
 """Requests that other web sites send through a visitor's browser."""
 
-import asyncio
-
 import pytest
 
+from support import coroutines
 from vllm_space.forwarded import trusted
 from vllm_space.origins import OriginMiddleware
 
@@ -42,7 +41,7 @@ def status(
         ],
     }
     middleware = OriginMiddleware(app, own_hosts, checks_host, trusted(proxies, on_space=False))
-    asyncio.run(middleware(scope, None, send))
+    coroutines.run(middleware(scope, None, send))
     return statuses[0]
 
 

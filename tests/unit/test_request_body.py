@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
+from support import coroutines
 from vllm_space import request_body
 
 
@@ -23,7 +24,7 @@ def read(chunks: Iterable[bytes | None], limit: int = 10, **headers: str) -> byt
 
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": "POST", "headers": raw}
-    return asyncio.run(request_body.read(Request(scope, receive), limit))
+    return coroutines.run(request_body.read(Request(scope, receive), limit))
 
 
 def test_body_is_read_up_to_the_limit():
