@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from vllm_space import api_error, errors, request_body, text_limit
 from vllm_space.api_error import ApiError
+from vllm_space.request_body import reject_constant
 from vllm_space.text_limit import TextSize
 
 BODY_LIMIT = 32 * 2**20  # bytes; room for a few images
@@ -46,7 +47,7 @@ FALSE = ("none", "false", "0", "0.0", "off", "no", "n", "f", "")
 
 def announced_length(request: Request) -> int:
     """The Content-Length as far as `read_body` would read; 0 if it is missing."""
-    return min(int(request.headers.get("content-length", "0")[:20]), BODY_LIMIT)
+    return min(request_body.announced_length(request) or 0, BODY_LIMIT)
 
 
 async def read_body(request: Request) -> bytes:
@@ -133,10 +134,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields if len(fields) == len(pairs) else _Ambiguous(fields)
 
 
-def _constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
 def _fields(body: bytes) -> dict[str, Any]:
     """The fields of a JSON request. Raises ApiError for anything that cannot be checked."""
     # More than enough for any text, even though these bytes count in texts, too.
@@ -148,7 +145,7 @@ def _fields(body: bytes) -> dict[str, Any]:
         )
     try:
         # A hook in Python also lets other threads run.
-        fields = json.loads(body, object_pairs_hook=_object, parse_constant=_constant)
+        fields = json.loads(body, object_pairs_hook=_object, parse_constant=reject_constant)
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict) or isinstance(fields, _Ambiguous):

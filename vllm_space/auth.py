@@ -86,11 +86,15 @@ class SignIn:
 
         Someone with the same name at Hugging Face is not the user with the password.
         """
+        return self.account(request) or visitor_address(request.scope)
+
+    def account(self, request: Request) -> str | None:
+        """The account that is signed in, as `visitor` has it, or None."""
         if name := self._password_user(request):
             return f"password:{name}"
         if name := self._hugging_face_user(request):
             return f"hf:{name}"
-        return visitor_address(request.scope)
+        return None
 
     def _password_user(self, request: Request) -> str | None:
         token = self.signer.check(request.cookies.get(COOKIE, ""), COOKIE, COOKIE_MAX_AGE)

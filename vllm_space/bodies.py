@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vllm_space import errors, request_body
 from vllm_space.auth import PUBLIC_PATHS, SignIn
+from vllm_space.request_body import reject_constant
 from vllm_space.storage import Storage
 
 UPLOAD = "/gradio_api/upload"
@@ -70,7 +71,8 @@ class BodyMiddleware:
     @contextmanager
     def _slot(self, request: Request) -> Iterator[None]:
         """Count a request whose body may be large. Raises Rejected if its visitor has too many."""
-        if int(request.headers.get("content-length", LARGE + 1)) <= LARGE:
+        length = request_body.announced_length(request)
+        if length is not None and length <= LARGE:
             yield
             return
         visitor = self.sign_in.visitor(request)
@@ -86,14 +88,13 @@ class BodyMiddleware:
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
-        headers = request.headers
-        size = headers.get("content-length")
+        size = request_body.announced_length(request)
         try:
-            if size is None or "transfer-encoding" in headers:  # h11 allows both
+            if size is None or "transfer-encoding" in request.headers:  # h11 allows both
                 message = "An upload needs the header Content-Length, and no Transfer-Encoding."
                 return await PlainTextResponse(message, 411)(scope, receive, send)
             request_body.check_length(request, UPLOAD_LIMIT)
-            self.storage.reserve(self.sign_in.visitor(request), int(size))
+            self.storage.reserve(self.sign_in.visitor(request), size)
         except request_body.TooLarge:
             limit = UPLOAD_LIMIT // 2**20
             message = f"The files are larger than {limit} MiB together. Upload fewer at a time."
@@ -118,7 +119,7 @@ def _fields(body: bytes) -> dict[str, Any]:
     try:
         # With the parser that Gradio uses, so that both read the same. That one accepts NaN, and
         # other encodings, too.
-        fields = json.loads(body.decode(), parse_constant=_reject) if body else {}
+        fields = json.loads(body.decode(), parse_constant=reject_constant) if body else {}
     except (ValueError, RecursionError):
         raise errors.malformed_request() from None
     if not isinstance(fields, dict):
@@ -126,10 +127,6 @@ def _fields(body: bytes) -> dict[str, Any]:
     if _has_more_values(fields, MAX_VALUES):
         raise request_body.TooLarge
     return fields
-
-
-def _reject(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def _has_more_values(value: Any, limit: int) -> bool:

@@ -34,7 +34,7 @@ def trusted(networks: Iterable[str], on_space: bool) -> TrustedProxies:
     ranges = [ipaddress.ip_network(network, strict=False) for network in networks - {"*"}]
 
     def trusts(address: str) -> bool:
-        ip = _address(address)
+        ip = parse_address(address)
         return (
             "*" in networks
             or (on_space and _is_private(address))
@@ -97,7 +97,8 @@ def _first(headers: Headers, name: str) -> str:
     return headers.get(name, "").split(",")[0].strip()
 
 
-def _address(text: str) -> Address | None:
+def parse_address(text: str) -> Address | None:
+    """The IP address that the text is; None if it is something else."""
     try:
         ip = ipaddress.ip_address(text)
     except ValueError:  # such as "unknown", or the name of a Unix socket
@@ -110,18 +111,18 @@ def _hop_address(hop: str) -> Address | None:
     hop = hop.strip()
     if match := WITH_PORT.fullmatch(hop):
         hop = match["ipv6"] or match["ipv4"]
-    return _address(hop)
+    return parse_address(hop)
 
 
 def _is_private(address: str) -> bool:
-    ip = _address(address)
+    ip = parse_address(address)
     return ip is not None and not ip.is_global
 
 
 def visitor_address(scope: Scope) -> str:
     """The visitor's address, for limits; an IPv6 address as its network of 64 bits."""
     address = scope["client"][0] if scope.get("client") else ""
-    ip = _address(address)
+    ip = parse_address(address)
     if not isinstance(ip, ipaddress.IPv6Address):
         return str(ip or address)
     return str(ipaddress.ip_network((ip, IPV6_SITE), strict=False))

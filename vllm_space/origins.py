@@ -8,7 +8,6 @@ Knows nothing of cookies or Gradio.
 
 from __future__ import annotations
 
-import ipaddress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -16,7 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vllm_space import hardware
-from vllm_space.forwarded import TrustedProxies
+from vllm_space.forwarded import TrustedProxies, parse_address
 
 OWN_SITE = ("same-origin", "none")  # "none": the visitor typed the address, or used a bookmark
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -63,7 +62,7 @@ class OriginMiddleware:
         if not hardware.is_loopback(address) or self.trusts(address):
             return False
         name = _name(headers.get("host", ""))
-        is_local = name == "localhost" or name.endswith(".localhost") or _is_address(name)
+        is_local = name == "localhost" or name.endswith(".localhost") or bool(parse_address(name))
         return not is_local and name not in map(_name, self.own_hosts)
 
     def _is_foreign(self, scope: Scope, headers: Headers) -> bool:
@@ -93,14 +92,6 @@ def _is_link(scope: Scope, headers: Headers) -> bool:
     )
     path = scope["path"]
     return is_navigation and (path in ("/", "/login") or path.startswith("/login/"))
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _name(host: str) -> str:

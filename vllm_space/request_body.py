@@ -38,8 +38,19 @@ async def read(request: Request, limit: int) -> bytes:
             raise TooLarge
 
 
-def check_length(request: Request, limit: int) -> None:
-    """Raise TooLarge if the Content-Length is more than `limit` bytes. It can be missing."""
+def announced_length(request: Request) -> int | None:
+    """The Content-Length in bytes; None if it is missing."""
     # The server has checked that it is a number, but not how many digits it has.
-    if int(request.headers.get("content-length", "0")[:20]) > limit:
+    length = request.headers.get("content-length")
+    return None if length is None else int(length[:20])
+
+
+def check_length(request: Request, limit: int) -> None:
+    """Raise TooLarge if the announced length is more than `limit` bytes."""
+    if (announced_length(request) or 0) > limit:
         raise TooLarge
+
+
+def reject_constant(name: str) -> None:
+    """For json.loads: NaN and Infinity raise ValueError, as they are not JSON."""
+    raise ValueError(f"{name} is not JSON")

@@ -36,9 +36,9 @@ class SessionOwnerMiddleware:
         self.ids: dict[str, OrderedDict[str, None]] = {}  # user -> theirs, the last used at the end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self.sign_in.user(Request(scope)):
+        user = self.sign_in.account(Request(scope)) if scope["type"] == "http" else None
+        if user is None:
             return await self.app(scope, receive, send)
-        user = self.sign_in.visitor(Request(scope))
         ids = _ids(scope)
         if ids is None or any(len(id) > MAX_LENGTH for id in ids):
             message = "The session in this request is not valid. Reload the page."

@@ -17,11 +17,9 @@ PATHS = ("/gradio_api/queue/data", "/gradio_api/heartbeat/{id}", "/gradio_api/ca
 class SignIn:
     """The header `name` of a request is the user."""
 
-    def user(self, request: Request) -> str | None:
-        return request.headers.get("name")
-
-    def visitor(self, request: Request) -> str:
-        return f"password:{self.user(request)}"
+    def account(self, request: Request) -> str | None:
+        name = request.headers.get("name")
+        return f"password:{name}" if name else None
 
 
 async def answer(request: Request) -> JSONResponse:
