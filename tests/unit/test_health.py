@@ -31,6 +31,12 @@ class Asked:
         self.thread.start()
 
     def close(self) -> None:
+        """Stop the loop once its tasks have ended: the threads of others would never end."""
+
+        async def others() -> None:
+            await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+
+        asyncio.run_coroutine_threadsafe(others(), self.loop).result(30)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
