@@ -7,8 +7,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from vllm_space import client, errors
-from vllm_space.client import Model, Server
+from vllm_space import discovery, errors, tokenizer
+from vllm_space.server import Model, Server
 from vllm_space.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Catalog:
         """Whether the model accepts images. Cached for good, unless the server could not say."""
         if model not in self._takes_images:
             try:
-                self._takes_images[model] = model.protocol == "openai" and client.takes_images(
+                self._takes_images[model] = model.protocol == "openai" and tokenizer.takes_images(
                     model
                 )
             except errors.ModelError:
@@ -117,6 +117,6 @@ class Catalog:
 
 def _models_or_error(server: Server) -> list[Model] | errors.ModelError:
     try:
-        return client.models(server)
+        return discovery.models(server)
     except errors.ModelError as error:
         return error

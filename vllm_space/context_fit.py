@@ -21,8 +21,8 @@ import aiohttp
 from vllm_space import api_request, errors, text_limit
 from vllm_space.api_request import MAX_TOKENS_FIELDS, ApiRequest
 from vllm_space.catalog import Catalog
-from vllm_space.client import Model, Server
 from vllm_space.key_limits import KeyLimits
+from vllm_space.server import Model, Server
 from vllm_space.upstream import Busy, Call, Upstream
 
 log = logging.getLogger(__name__)

@@ -28,9 +28,9 @@ from vllm_space import api_error, api_request, auth, errors, text_limit
 from vllm_space.api_error import RETRY_AFTER, ApiError
 from vllm_space.api_request import ApiRequest
 from vllm_space.catalog import Catalog
-from vllm_space.client import Model, Server
 from vllm_space.context_fit import ContextFit
 from vllm_space.key_limits import KeyLimits
+from vllm_space.server import Model, Server
 from vllm_space.settings import Settings
 from vllm_space.upstream import Busy, Call, Upstream
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_space import client, errors, sampling, text_limit
+from vllm_space import client, errors, sampling, text_limit, tokenizer
 from vllm_space.catalog import Catalog
-from vllm_space.client import Message, Model, Stream
+from vllm_space.client import Message, Stream
+from vllm_space.server import Model
 from vllm_space.settings import Settings
 from vllm_space.streaming import Answer, Streams
 
@@ -132,7 +133,7 @@ def _fit_to_context(
     size = sum(len(text.encode("utf-8", "replace")) for text in texts)
     if size + TEMPLATE_MARGIN + fields["max_tokens"] <= context:
         return fields
-    count = client.count_tokens(model, prompt)
+    count = tokenizer.count_tokens(model, prompt)
     if count is None:
         return fields
     if count >= context:

@@ -10,10 +10,10 @@ import anyio
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from vllm_space import client, errors, run_dir
+from vllm_space import discovery, errors, run_dir
 from vllm_space.catalog import Catalog
-from vllm_space.client import Server
 from vllm_space.errors import ModelError
+from vllm_space.server import Server
 from vllm_space.settings import Settings
 
 MAX_AGE = 1.0  # seconds for which a check of the servers is cached
@@ -77,7 +77,7 @@ class Health:
     async def _ask(self, server: Server) -> ModelError | None:
         """Check a server in a thread, which a request does not wait for longer than TIMEOUT."""
         try:
-            await anyio.to_thread.run_sync(client.check, server, PATIENCE, limiter=_THREADS)
+            await anyio.to_thread.run_sync(discovery.check, server, PATIENCE, limiter=_THREADS)
         except errors.TimedOut:
             return errors.not_answering()  # without the server's label
         except ModelError:

@@ -16,13 +16,15 @@ from typing import Generic, TypeVar
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from vllm_space import client, errors
-from vllm_space.client import Server
+from vllm_space import errors
+from vllm_space.connection import CONNECT_TIMEOUT, session
+from vllm_space.server import Server
 
 T = TypeVar("T")
 
 MAX_AGE = 1.0  # seconds for which a reading is cached
 HISTORY = 300  # seconds
+TIMEOUT = 10  # seconds
 
 # https://docs.vllm.ai/en/latest/usage/metrics.html
 NAMES = {
@@ -103,6 +105,13 @@ class Cached(Generic[T]):
             return self._result
 
 
+def scrape(server: Server) -> str | None:
+    """The text of the server's /metrics, or None if it has none. Raises ModelError."""
+    with session(server) as http:
+        response = http.get(server.endpoint("/metrics"), timeout=(CONNECT_TIMEOUT, TIMEOUT))
+        return response.text if response.ok else None
+
+
 class Recorder:
     """The recent history of one server's metrics, shared by all viewers."""
 
@@ -118,7 +127,7 @@ class Recorder:
 
     def _scrape(self) -> list[Point]:
         try:
-            text = client.metrics(self.server)
+            text = scrape(self.server)
             reading = read(text, time.time()) if text else None
         except (errors.ModelError, ValueError):
             reading = None

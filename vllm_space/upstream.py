@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import aiohttp
 from yarl import URL
 
-from vllm_space.client import CONNECT_TIMEOUT, Server
+from vllm_space.connection import CONNECT_TIMEOUT
+from vllm_space.server import Server
 
 # An engine works on these in a single thread and to the end, even if the client has left.
 TOKENIZER_PATHS = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
@@ -72,7 +73,7 @@ class Upstream:
         return await self._send(call)
 
     async def _send(self, call: Call) -> aiohttp.ClientResponse:
-        url = URL(call.server.url + call.target, encoded=True)
+        url = URL(call.server.endpoint(call.target), encoded=True)
         headers = {**call.headers, **call.server.headers}
         tries = 0
         while True:

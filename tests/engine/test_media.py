@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from support.scripted_engine import ScriptedEngine
-from vllm_space import client, settings
+from vllm_space import settings
 from vllm_space.engine import command
+from vllm_space.tokenizer import TEST_IMAGE
 
 FETCH = """
 import sys
@@ -35,7 +36,7 @@ print(media.fetch_image(image).size)
 def test_requests_cannot_make_vllm_download():
     flags = command.command_line(settings.Settings(_env_file=None), [])[3:]
     with ScriptedEngine().running() as site:
-        program = [sys.executable, "-c", FETCH, *flags, f"{site.url}/image.png", client.TEST_IMAGE]
+        program = [sys.executable, "-c", FETCH, *flags, f"{site.url}/image.png", TEST_IMAGE]
         done = subprocess.run(program, capture_output=True, text=True, timeout=120)
         assert done.stdout.count("rejected:") == 4, done.stderr
         assert done.stdout.splitlines()[-1] == "(64, 64)"

@@ -7,16 +7,16 @@ from contextlib import closing
 import pytest
 
 from support.scripted_engine import ScriptedEngine, chat_event, chat_stream, completion_stream
-from vllm_space import client, errors
+from vllm_space import client, discovery, errors, tokenizer
 from vllm_space.catalog import Catalog
-from vllm_space.client import Model, Server
+from vllm_space.server import Model, Server
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 DOWN = "http://127.0.0.1:9"
 
 
 def model_of(engine: ScriptedEngine) -> Model:
-    return client.models(Server.from_url(engine.url))[0]
+    return discovery.models(Server.from_url(engine.url))[0]
 
 
 def read_all(stream: client.Stream) -> str:
@@ -80,7 +80,7 @@ def test_legacy_server_is_understood(separator):
             yield json.dumps({"text": [body["prompt"] + text]}).encode() + separator
 
     with ScriptedEngine(script, models=None).running() as engine:
-        model = client.models(Server.from_url(f"{engine.url}/generate"))[0]
+        model = discovery.models(Server.from_url(f"{engine.url}/generate"))[0]
         assert model.protocol == "generate"
         completion = client.complete(model, "Say: ", {"temperature": 0})
         assert read_all(completion) == "Hello \U0001f600"
@@ -95,20 +95,20 @@ def test_legacy_server_is_understood(separator):
 @pytest.mark.parametrize("form", ["{}", "{}/", "{}/v1", "{}/v1/", "{}/generate"])
 def test_url_is_accepted_in_any_form(form):
     with ScriptedEngine().running() as engine:
-        assert client.models(Server.from_url(form.format(engine.url)))[0].name == "scripted"
+        assert discovery.models(Server.from_url(form.format(engine.url)))[0].name == "scripted"
 
 
 def test_api_key_is_sent_but_not_printed():
     with ScriptedEngine(lambda path, body: chat_stream("ok")).running() as engine:
         server = Server.from_url(engine.url, api_key="key-marked")
-        list(client.chat(client.models(server)[0], MESSAGES, {}))
+        list(client.chat(discovery.models(server)[0], MESSAGES, {}))
     assert engine.requests[0][1]["Authorization"] == "Bearer key-marked"
     assert "marked" not in repr(server)
 
 
 def test_missing_server_is_unreachable():
     with pytest.raises(errors.Unreachable, match="cannot be reached"):
-        client.models(Server.from_url(DOWN))
+        discovery.models(Server.from_url(DOWN))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_model_names_must_be_printable(name):
     with ScriptedEngine(models=["fine", name]).running() as engine:
         server = Server.from_url(engine.url)
         with pytest.raises(errors.ModelError, match="invalid response"):
-            client.models(server)
+            discovery.models(server)
         assert Catalog([server]).models() == []
 
 
@@ -159,15 +159,15 @@ def test_tokens_are_counted_one_at_a_time(monkeypatch):
         model = model_of(engine)
 
         def count(text: str) -> None:
-            counts.append(client.count_tokens(model, text))
+            counts.append(tokenizer.count_tokens(model, text))
 
         threads = [threading.Thread(target=count, args=(text,)) for text in ("x", "xx", "xxx")]
         for thread in threads:
             thread.start()
         assert begun.acquire(timeout=5)
         assert not begun.acquire(timeout=0.3)
-        monkeypatch.setattr(client, "COUNT_WAIT", 0.1)
-        assert client.count_tokens(model, "xxxx") is None
+        monkeypatch.setattr(tokenizer, "COUNT_WAIT", 0.1)
+        assert tokenizer.count_tokens(model, "xxxx") is None
         release.set()
         for thread in threads:
             thread.join()

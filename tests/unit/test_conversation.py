@@ -7,9 +7,9 @@ from gradio.processing_utils import save_base64_to_cache
 from pydantic import TypeAdapter, ValidationError
 
 from vllm_space import errors
-from vllm_space.client import TEST_IMAGE
 from vllm_space.page import conversation
 from vllm_space.streaming import Answer
+from vllm_space.tokenizer import TEST_IMAGE
 
 HISTORY = [
     conversation.text_message("user", "Two\n    and two?"),

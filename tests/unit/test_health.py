@@ -14,7 +14,7 @@ from support.programs import wait_for
 from support.scripted_engine import ScriptedEngine
 from vllm_space import health
 from vllm_space.catalog import Catalog
-from vllm_space.client import Server
+from vllm_space.server import Server
 from vllm_space.settings import Settings
 
 DOWN = "http://127.0.0.1:9"

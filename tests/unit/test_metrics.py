@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from support.scripted_engine import ScriptedEngine
 from vllm_space import metrics
-from vllm_space.client import Server
+from vllm_space.server import Server
 
 TEXT = """# TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{{engine="0",model_name="m"}} 2.0

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from queue import Queue
 
 from support.scripted_engine import ScriptedEngine, chat_stream
-from vllm_space import client, errors, streaming
+from vllm_space import client, discovery, errors, streaming
+from vllm_space.server import Server
 from vllm_space.streaming import Answer, Streams, unqueued
 
 
 def follow(streams: Streams, engine: ScriptedEngine, visitor: str = "") -> Iterator[Answer]:
     """The growing answer to one request."""
-    model = client.models(client.Server.from_url(engine.url))[0]
+    model = discovery.models(Server.from_url(engine.url))[0]
     stream = client.chat(model, [{"role": "user", "content": "Hi"}], {})
     answer = Answer()
     for _ in streams.follow([(stream, answer)], visitor):

@@ -11,12 +11,12 @@ import gradio as gr
 import pandas as pd
 
 from vllm_space import __version__, errors, hardware, run_dir
-from vllm_space.client import Model
 from vllm_space.metrics import Cached, Point, Recorder
 from vllm_space.page import theme
 from vllm_space.page.controls import Controls
 from vllm_space.page.events import handler, http
 from vllm_space.page.tab import Tab
+from vllm_space.server import Model
 
 # Title of each plot, its unit, the smallest upper end of its axis, and its series: field of
 # metrics.Point -> legend.
