@@ -71,6 +71,40 @@ def no_server() -> Unreachable:
     return Unreachable("No model is running: this Space has no GPU and MODEL_URL is not set.")
 
 
+def waking_up(label: str, seconds: float) -> TimedOut:
+    server = f"The model server {label}" if label else "The model server"
+    return TimedOut(
+        f"{server} has not answered within {seconds:g} s. It may be slow, or waking up. "
+        "Try again in a minute."
+    )
+
+
+def no_model_list(address: str, status: int) -> ModelError:
+    return ModelError(
+        f"There is no model list at {address} (HTTP {status}). Check MODEL_URL. If this server has "
+        "no list, set MODEL_ID to the name of its model."
+    )
+
+
+def not_a_model_list(address: str) -> ModelError:
+    return ModelError(
+        f"The response of {address} is not a list of models. "
+        "Check that MODEL_URL points to an OpenAI-compatible server."
+    )
+
+
+def list_refused(address: str, body: object) -> ModelError:
+    """`body` is what the server returned instead of its list of models."""
+    return ModelError(f"The model server did not list its models at {address}: {_reason(body)}")
+
+
+def no_models(label: str) -> Unreachable:
+    server = f"The model server {label}" if label else "The model server"
+    return Unreachable(
+        f"{server} lists no models. Load one there, or set MODEL_ID to the name of one it has."
+    )
+
+
 def timed_out(seconds: float) -> TimedOut:
     return TimedOut(
         f"The model sent nothing for {seconds:g} s. Try a shorter prompt, or raise REQUEST_TIMEOUT."
