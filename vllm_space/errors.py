@@ -45,6 +45,10 @@ class Rejected(ModelError):
     status = 400
 
 
+class KeyRejected(Rejected):
+    """The server rejected the API key of this Space."""
+
+
 class Interrupted(ModelError):
     """The response was cut off or is unusable. The text received so far is kept."""
 
@@ -205,7 +209,7 @@ def from_response(status: int, body: object) -> ModelError:
     if "EngineCore encountered an issue" in reason:
         return Interrupted("The engine has crashed. Try again in a minute, once it has restarted.")
     if status in (401, 403):
-        return Rejected(
+        return KeyRejected(
             "The model server rejected the API key. Set MODEL_API_KEY to that server's key."
         )
     if "chat template" in reason:
