@@ -109,6 +109,14 @@ def no_models(label: str) -> Unreachable:
     )
 
 
+def no_such_model(name: str, instead: str) -> str:
+    """A warning for the owner."""
+    return (
+        f"MODEL_ID={name} is not the name of any model listed here, so {instead} is used. "
+        "Set MODEL_ID to one of the names listed."
+    )
+
+
 def timed_out(seconds: float) -> TimedOut:
     return TimedOut(
         f"The model sent nothing for {seconds:g} s. Try a shorter prompt, or raise REQUEST_TIMEOUT."
