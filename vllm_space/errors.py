@@ -117,6 +117,97 @@ def no_such_model(name: str, instead: str) -> str:
     )
 
 
+def unknown_host(host: str) -> Unreachable:
+    return Unreachable(
+        f"The name {host} cannot be resolved. Check its spelling in MODEL_URL, and this machine's "
+        "DNS."
+    )
+
+
+def redirected(address: str, location: str) -> ModelError:
+    """Neither has credentials or a query."""
+    if location.rstrip("/") == address.rstrip("/"):
+        return ModelError(f"The model server at {address} redirects to itself. Check MODEL_URL.")
+    return ModelError(
+        f"The model server at {address} redirects to {location}: set MODEL_URL to {location}."
+    )
+
+
+def untrusted_certificate(address: str, reason: str) -> Unreachable:
+    """`reason` is OpenSSL's."""
+    return Unreachable(
+        f"The certificate of {address} is not trusted ({reason}). If your company or the server "
+        "itself issued it, set SSL_CERT_FILE to a file with the issuer's certificate (PEM)."
+    )
+
+
+def certificate_of_another(address: str) -> Unreachable:
+    return Unreachable(
+        f"The certificate of {address} was issued for another name. Set MODEL_URL to the name in "
+        "the certificate, or have one issued for this name."
+    )
+
+
+def certificate_out_of_date(address: str, reason: str) -> Unreachable:
+    """`reason` is OpenSSL's: it has expired, or is not valid yet."""
+    return Unreachable(
+        f"The certificate of {address} is not valid now ({reason}). Renew it on the server, or "
+        "set this machine's clock."
+    )
+
+
+def speaks_plain_http(address: str) -> Unreachable:
+    """`address` starts with https://."""
+    return Unreachable(
+        f"{address} does not speak TLS, but plain http. "
+        f"Set MODEL_URL to http://{address.partition('://')[2]}."
+    )
+
+
+def speaks_tls(address: str) -> Unreachable:
+    """`address` starts with http://."""
+    return Unreachable(
+        f"{address} speaks TLS, not plain http. "
+        f"Set MODEL_URL to https://{address.partition('://')[2]}."
+    )
+
+
+def tls_failed(address: str, reason: str) -> Unreachable:
+    """`reason` is OpenSSL's."""
+    return Unreachable(
+        f"No TLS connection to {address} is possible ({reason}). Check the server's TLS settings, "
+        "or whether it speaks plain http."
+    )
+
+
+def invalid_proxy(variable: str) -> Unreachable:
+    return Unreachable(
+        f"{variable} is not the address of a proxy. Set it to one such as http://proxy:3128, with "
+        "special characters in the password percent-encoded, or unset it."
+    )
+
+
+def unsupported_proxy(variable: str, host: str) -> Unreachable:
+    return Unreachable(
+        f"{variable} is a SOCKS proxy, which needs more packages: install them with "
+        f"`pip install 'requests[socks]' aiohttp-socks`, or add {host} to NO_PROXY."
+    )
+
+
+def proxy_failed(variable: str, host: str) -> Unreachable:
+    return Unreachable(
+        f"The proxy in {variable} does not let requests to {host} through. Check the variable, or "
+        f"add {host} to NO_PROXY."
+    )
+
+
+def proxy_needs_login(variable: str) -> Unreachable:
+    return Unreachable(
+        f"The proxy in {variable} rejected its user name and password. "
+        "Set it to http://USER:PASSWORD@HOST:PORT."
+    )
+
+
 def timed_out(seconds: float) -> TimedOut:
     return TimedOut(
         f"The model sent nothing for {seconds:g} s. Try a shorter prompt, or raise REQUEST_TIMEOUT."
