@@ -28,7 +28,7 @@ def boot_with_start_script() -> None:
 if IS_START and requirements.missing([HERE / "requirements.txt"], ignore=["vllm"]):
     boot_with_start_script()  # which installs what is missing
 
-from vllm_space import errors, settings, storage  # noqa: E402
+from vllm_space import errors, listening, network, settings, storage  # noqa: E402
 from vllm_space.engine import preflight  # noqa: E402
 
 try:
@@ -38,6 +38,8 @@ try:
         boot_with_start_script()
     if IS_START:
         preflight.check_page(config)
+        # gradio 6.31: launch sends a request to its own address (gradio#4046)
+        network.prepare(listening.bare(config.gradio_server_name))
         if "GRADIO_TEMP_DIR" not in os.environ:  # start.sh has set it to a folder in RUN_DIR
             os.environ["GRADIO_TEMP_DIR"] = storage.make_private_folder()
 except errors.SpaceError as error:

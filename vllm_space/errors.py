@@ -6,11 +6,36 @@ A message never contains a secret. Details go to the log.
 from __future__ import annotations
 
 import re
+import ssl
+from collections.abc import Iterable
+from http import HTTPStatus
+
+from vllm_space import error_body
 
 # What servers call it: "context_length_exceeded", "maximum model length", "max_model_len"...
 CONTEXT_LIMIT = re.compile(
     r"context[ _](?:length|window|size)|maximum model length|max_model_len", re.IGNORECASE
 )
+# An error that mentions the context may be about something else, such as an unknown field.
+TOO_LONG = re.compile(
+    r"exceed|too (?:long|large|many|big)|(?:long|great|larg)er than|maximum|at most|limit|fit\b|"
+    r"requested|overflow",
+    re.IGNORECASE,
+)
+CONTEXT_CODE = re.compile(r"context_length_exceeded|exceed_context_size")
+# vLLM's and the like of Transformers.
+NO_CHAT_TEMPLATE = re.compile(
+    r"default chat template is no longer allowed|must provide a chat template|"
+    r"chat_template is not set|(?:has|have|without|define|is) (?:no|an?|any) chat template",
+    re.IGNORECASE,
+)
+ABOUT_KEY = re.compile(
+    r"(?:invalid|incorrect|wrong|missing|expired|unknown|no) (?:\w+ ){0,2}(?:api.?key|token)\b",
+    re.IGNORECASE,
+)
+RETRY = re.compile(r"try again|retry", re.IGNORECASE)
+# Phrases that a server repeats from the request; not an apostrophe, nor the name of a field.
+QUOTED = re.compile(r"""(?<!\w)'[^']*\s[^']*'(?!\w)|"[^"]*\s[^"]*"|`[^`]*\s[^`]*`""")
 
 
 class SpaceError(Exception):
@@ -51,6 +76,41 @@ class KeyRejected(Rejected):
 
 class Interrupted(ModelError):
     """The response was cut off or is unusable. The text received so far is kept."""
+
+
+# -- the owner's environment ---------------------------------------------------------------
+
+
+def unusable_authorities(variable: str, path: str, error: Exception) -> SettingsError:
+    """`error` was raised when the file with certificate authorities was read."""
+    if isinstance(error, ssl.SSLError):
+        reason = "it holds no certificates in PEM format"
+    else:
+        reason = getattr(error, "strerror", None) or "it is not a path"
+    return SettingsError(
+        f"{variable}={path} cannot be used: {reason}. Set it to a file with the certificates of "
+        "the authorities to trust, or unset it."
+    )
+
+
+def no_such_address(host: str) -> SettingsError:
+    return SettingsError(
+        f"--host (or GRADIO_SERVER_NAME) is {host}, which is not an address of this machine. "
+        "Set it to 127.0.0.1, or to 0.0.0.0 for all of its addresses."
+    )
+
+
+def privileged_port(port: int, name: str) -> EngineError:
+    """`name` is the setting that changes the port."""
+    return EngineError(f"Port {port} needs root's rights: set {name} to a port from 1024 on.")
+
+
+def unusable_port(port: int, host: str, name: str, reason: str) -> EngineError:
+    """`name` is the setting that changes the port."""
+    return EngineError(
+        f"Port {port} on {host} cannot be used ({reason}): set {name} to a free one, or stop the "
+        "program that uses it."
+    )
 
 
 # -- requests to a model server ------------------------------------------------------------
@@ -302,38 +362,61 @@ def malformed_response() -> Interrupted:
     )
 
 
-def from_response(status: int, body: object) -> ModelError:
-    """The error for an HTTP error response. `body` is its decoded JSON or its text."""
-    reason = _reason(body)
-    if "EngineCore encountered an issue" in reason:
+def aborted() -> Interrupted:
+    return Interrupted("The model server ended the answer because of an error. Try again.")
+
+
+def from_response(status: object, body: object, secrets: Iterable[str] = ()) -> ModelError:
+    """The error for an error of a model server, in that server's words if there are any.
+
+    `status` is the HTTP status of the response; None for an error in a stream, whose body may name
+    one. `body` is the decoded JSON or the text. `secrets` are masked.
+    """
+    number = error_body.http_error(status) or error_body.status(body)
+    words = error_body.words(body, secrets)
+    reason = _reason(body, secrets)
+    said = "" if _is_phrase(number, words) else f" The server says: {reason}"
+    if number in (None, 500) and words.startswith("EngineCore encountered an issue"):
         return Interrupted("The engine has crashed. Try again in a minute, once it has restarted.")
-    if status in (401, 403):
+    if number == 401 or (number == 403 and (not said or ABOUT_KEY.search(words))):
         return KeyRejected(
-            "The model server rejected the API key. Set MODEL_API_KEY to that server's key."
+            f"The model server rejected the API key. Set MODEL_API_KEY to that server's key.{said}"
         )
-    if "chat template" in reason:
+    if number == 402:
+        return Rejected(f"The model server's account has no credit left, or needs a plan.{said}")
+    if number == 403:
+        return Rejected(f"The model server denied access.{said}")
+    if number == 404 and not said:
         return Rejected(
-            "This model has no chat template, so it cannot chat. "
-            "Use the Completion tab, or choose an instruct model."
+            "The model server did not find the model or endpoint. Reload the page and try again."
         )
-    if is_about_context(reason):
-        return Rejected(
-            "The prompt does not fit into the model's context. Shorten it, start a new "
-            f"conversation, or lower max tokens. The server says: {reason}"
-        )
-    if status == 429:
-        return Rejected("The model server is busy. Try again in a minute.")
-    if status == 404:
+    if number == 404:
         return Rejected(
             f"The model server did not find the model or endpoint: {reason} "
             "Reload the page and try again."
         )
-    if status < 500:
+    if number == 429 and not said:
+        return Rejected("The model server is busy. Try again in a minute.")
+    if number == 429:
+        return Rejected(f"The model server is busy, or a limit has been reached.{said}")
+    own_words = QUOTED.sub("", words)
+    if NO_CHAT_TEMPLATE.search(own_words):
+        return Rejected(
+            "This model has no chat template, so it cannot chat. "
+            "Use the Completion tab, or choose an instruct model."
+        )
+    if CONTEXT_CODE.search(" ".join(error_body.kinds(body))) or (
+        is_about_context(own_words) and TOO_LONG.search(own_words)
+    ):
+        return Rejected(
+            "The prompt does not fit into the model's context. Shorten it, start a new "
+            f"conversation, or lower max tokens. The server says: {reason}"
+        )
+    if number and number < 500 and number != 408:
         return Rejected(f"The model server rejected the request: {reason}")
-    return ModelError(
-        f"The model server failed (HTTP {status}): {reason} "
-        "Try again; the server's log has the details."
-    )
+    failed = f"failed (HTTP {number})" if number else "failed"
+    advice = "" if RETRY.search(words) else " Try again; the server's log has the details."
+    return ModelError(f"The model server {failed}: {reason}{advice}")
 
 
 def is_about_context(message: str) -> bool:
@@ -341,13 +424,16 @@ def is_about_context(message: str) -> bool:
     return bool(CONTEXT_LIMIT.search(message))
 
 
-def _reason(body: object) -> str:
-    """The message in an error body, in whichever format the server uses, as one short sentence."""
-    if isinstance(body, dict):
-        error = body.get("error", body)
-        if isinstance(error, dict):
-            error = error.get("message") or error.get("detail") or error
-        body = error
-    text = " ".join(str(body).split()) or "no reason given"
-    text = text if len(text) <= 300 else text[:299] + "…"
-    return text if text[-1] in ".!?…" else text + "."
+def _reason(body: object, secrets: Iterable[str] = ()) -> str:
+    """What a server's error says, in whichever format, as one short sentence."""
+    text = error_body.words(body, secrets)
+    if not text and isinstance(body, (dict, list)) and body:
+        text = error_body.one_line(str(body), secrets)
+    text = text or "no reason given"
+    return text if text[-1] in ".!?…。！？" else text + "."
+
+
+def _is_phrase(number: int | None, words: str) -> bool:
+    """Whether the words are only the name of the status, such as "Not Found"."""
+    phrases = {status.phrase.lower() for status in HTTPStatus if status == number}
+    return words.lower().rstrip(".!") in {"", *phrases}

@@ -120,18 +120,15 @@ def core_limit() -> int | None:
 
 def is_loopback(host: str | None) -> bool:
     """Whether the host of a URL is this machine."""
+    name = (host or "").lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):  # RFC 6761
+        return True
     try:
-        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
-    except ValueError:  # a host name
+        ip = ipaddress.ip_address(name)
+    except ValueError:  # another name
         return False
-
-
-def reach_directly(host: str) -> None:
-    """Use no proxy for loopback and `host`, an address of this machine."""
-    exceptions = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
-    if exceptions != "*":
-        names = ",".join(filter(None, (exceptions, "localhost", "127.0.0.1", host)))
-        os.environ |= {"no_proxy": names, "NO_PROXY": names}
+    ip = getattr(ip, "ipv4_mapped", None) or ip  # a socket for both kinds shows IPv4 in IPv6
+    return ip.is_loopback or ip.is_unspecified  # Linux connects 0.0.0.0 to loopback
 
 
 def space() -> Space | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +17,14 @@ import uvicorn
 from gradio import http_server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from vllm_space import listening
+
 HEAD_LIMIT = 64 * 1024  # bytes of a request line and its headers
 HEAD_TIMEOUT = 30  # seconds that a client has to send them
 # Bytes for each byte of a body that can be spent on chunk sizes, extensions and trailers. Beyond
 # that, HEAD_LIMIT bytes are allowed.
 MAX_OVERHEAD = 0.5
+ANY_LOOPBACK = "127.255.255.254"  # where no program listens
 
 TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
@@ -154,9 +158,28 @@ class Server(http_server.Server):
         # Its warnings are about what clients send: anyone could fill the log with them.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         super().__init__(config, *args, **options)
+        # asyncio's own sockets for `::` would leave out IPv4.
+        self._sockets = listening.bind(config.host, config.port)
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        super().run(sockets or self._sockets)
 
 
 def install() -> None:
     """Make Gradio use this server."""
     # gradio 6.31: launch has no option for uvicorn's settings
     http_server.Server = Server  # type: ignore[misc]
+    # gradio 6.31: it tests whether the port is free at an IPv4 address, whichever is to be used
+    http_server.LOCALHOST_NAME = ANY_LOOPBACK
+    http_server.start_server = _start_server  # type: ignore[assignment]
+
+
+_gradio_start_server = http_server.start_server
+
+
+def _start_server(
+    app: Any, server_name: str, server_port: int, **options: Any
+) -> tuple[str, int, str, http_server.Server]:
+    # gradio 6.31: it requests http://:::7860/ if the page listens on ::
+    name, port, _, server = _gradio_start_server(app, server_name, server_port, **options)
+    return name, port, f"{listening.url(name, port)}/", server

@@ -218,8 +218,6 @@ class Web:
 def _prepare_process(config: Settings) -> None:
     prctl.die_with_parent()
     os.umask(0o077)  # visitors' files are nobody else's business
-    # gradio 6.31: launch sends a request to its own address (gradio#4046)
-    hardware.reach_directly(config.gradio_server_name)
     logging.basicConfig(
         level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 
-from vllm_space import errors, prctl, settings
+from vllm_space import errors, network, prctl, settings
 from vllm_space.engine import supervisor
 
 
@@ -16,6 +16,7 @@ def main() -> None:
     prctl.die_with_parent()
     prctl.adopt_orphans()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    network.prepare()
     config = settings.load()
     try:
         supervisor.supervise(config)

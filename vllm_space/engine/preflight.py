@@ -7,11 +7,10 @@ machine cannot do it.
 
 from __future__ import annotations
 
-import socket
 import sys
 from pathlib import Path
 
-from vllm_space import errors, hardware, run_dir, settings
+from vllm_space import errors, hardware, listening, network, run_dir, settings
 from vllm_space.engine import command
 from vllm_space.settings import Settings
 
@@ -25,7 +24,7 @@ def plan(config: Settings) -> str:
     boot = not config.servers and not no_gpu(config)
     check_page(config)
     if boot:
-        require_free_port(command.HOST, config.engine_port, "ENGINE_PORT")
+        listening.require_free_port(command.HOST, config.engine_port, "ENGINE_PORT")
         if config.engine_port == config.gradio_server_port:
             raise errors.SettingsError(
                 f"ENGINE_PORT={config.engine_port} is the page's port: use another one."
@@ -41,7 +40,8 @@ def check_page(config: Settings) -> None:
             "OAUTH_ALLOWED works only in a Space whose card has `hf_oauth: true`: unset it, or use "
             "APP_USERNAME and APP_PASSWORD."
         )
-    require_free_port(
+    network.check_authorities()
+    listening.require_free_port(
         config.gradio_server_name, config.gradio_server_port, "--port (or GRADIO_SERVER_PORT)"
     )
 
@@ -57,21 +57,6 @@ def no_gpu(config: Settings) -> bool:
     return space.zero_gpu or not hardware.gpus(config.engine_device)
 
 
-def require_free_port(host: str, port: int, name: str) -> None:
-    """Raise EngineError if the port cannot be used; `name` is the setting that changes it."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        # As servers do: a port in TIME_WAIT can be used.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise errors.EngineError(
-                f"Port {port} on {host} cannot be used ({error.strerror}): set {name} to a free "
-                "one, or stop the program that uses it."
-            ) from None
-
-
 def report(error: errors.SpaceError) -> int:
     """Print the error, one line for each problem; returns the exit code."""
     for line in str(error).splitlines():
@@ -85,7 +70,7 @@ def main(folder: str, *argv: str) -> int:
         run_dir.write_plan(Path(folder), plan(config))
     except errors.SpaceError as error:
         return report(error)
-    for warning in settings.unknown_names():
+    for warning in (*settings.unknown_names(), *network.prepare()):
         print(f"WARNING: {warning}", file=sys.stderr)
     return 0
 
