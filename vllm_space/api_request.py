@@ -13,6 +13,7 @@ from starlette.requests import Request
 from vllm_space import api_error, errors, request_body, text_limit
 from vllm_space.api_error import ApiError
 from vllm_space.request_body import reject_constant
+from vllm_space.settings import shorten
 from vllm_space.text_limit import TextSize
 
 BODY_LIMIT = 32 * 2**20  # bytes; room for a few images
@@ -41,6 +42,13 @@ TOKEN_FIELDS = (
 # Not for clients: vLLM renders templates in the thread that serves everyone, and reads as many
 # video frames as `media_io_kwargs` asks for.
 FORBIDDEN_FIELDS = ("chat_template", "media_io_kwargs")
+# Fields of /v1/responses that need stored responses: the engine would keep what clients wrote, for
+# all of them. `store` alone does no harm, and clients set it by default.
+STORE_FIELDS = {
+    "background": "Remove it.",
+    "previous_response_id": "Send the whole conversation as input instead.",
+    "conversation": "Send the whole conversation as input instead.",
+}
 # The spellings of `false` that an engine might accept
 FALSE = ("none", "false", "0", "0.0", "off", "no", "n", "f", "")
 
@@ -52,6 +60,10 @@ def announced_length(request: Request) -> int:
 
 async def read_body(request: Request) -> bytes:
     """The request's body. Raises ApiError, and ClientDisconnect if the client disconnects."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("identity", ""):
+        message = f"The request body is compressed ({shorten(encoding)}). Send it uncompressed."
+        raise ApiError(415, message, "unsupported_encoding")
     try:
         return await request_body.read(request, BODY_LIMIT)
     except request_body.TooLarge:
@@ -86,6 +98,8 @@ class ApiRequest:
         """
         fields = _fields(body)
         _check_fields(fields)
+        if path == "/v1/responses":
+            _check_store(fields)
         tokens = _tokens(path, fields)
         _check_sequences(path, fields)
         size = text_limit.measure(fields)
@@ -113,6 +127,11 @@ class ApiRequest:
         if names and not any(name in self.tokens for name in names):
             changes[names[0]] = limit
         return changes
+
+    @property
+    def streams(self) -> bool:
+        """Whether it asks for its answer as events."""
+        return self.fields.get("stream") is True
 
     @property
     def requested_tokens(self) -> float:
@@ -187,10 +206,24 @@ def _check_fields(fields: Mapping[str, Any]) -> None:
                 raise api_error.invalid(f"{name} is not available here: remove it.")
 
 
+def _check_store(fields: Mapping[str, Any]) -> None:
+    """Raise ApiError if a request needs stored responses."""
+    for name, advice in STORE_FIELDS.items():
+        if _is_set(fields, name):
+            raise api_error.invalid(
+                f"{name} is not available here, since responses are not stored. {advice}"
+            )
+
+
+def _is_set(fields: Mapping[str, Any], name: str) -> bool:
+    """Whether an engine might take the field for anything but `false`."""
+    value = fields.get(name)
+    return isinstance(value, (list, dict)) or str(value).strip().lower() not in FALSE
+
+
 def _check_sequences(path: str, fields: Mapping[str, Any]) -> None:
     """Raise ApiError if a request asks for more answers than one request may."""
-    beam_search = fields.get("use_beam_search")
-    if isinstance(beam_search, (list, dict)) or str(beam_search).strip().lower() not in FALSE:
+    if _is_set(fields, "use_beam_search"):
         raise api_error.invalid("Beam search is not available here: remove use_beam_search.")
     prompts = max(
         len(fields[name]) if text_limit.is_batch(fields, name) else 1

@@ -93,7 +93,7 @@ class ContextFit:
             if response.status != 400 or not parsed or not parsed.requested_tokens:
                 yield response, b""
                 return
-            head = await _head(response)
+            head = await read_head(response)
             changes = await self._changes(call, parsed, key, _message(response, head))
             if not changes:
                 yield response, head
@@ -136,7 +136,7 @@ class ContextFit:
             try:
                 counting = self.upstream.request(Call(call.server, "POST", path, headers, body))
                 async with await counting as response:
-                    result = json.loads(await _head(response)) if response.ok else {}
+                    result = json.loads(await read_head(response)) if response.ok else {}
             except (Busy, aiohttp.ClientError, asyncio.TimeoutError, ValueError, RecursionError):
                 return None
             if not isinstance(result, dict):
@@ -201,7 +201,7 @@ def _pick(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: fields[name] for name in names if fields.get(name) is not None}
 
 
-async def _head(response: aiohttp.ClientResponse) -> bytes:
+async def read_head(response: aiohttp.ClientResponse) -> bytes:
     """The first ERROR_LIMIT bytes of a response, or all of it."""
     head = bytearray()
     while len(head) < ERROR_LIMIT and (data := await response.content.readany()):

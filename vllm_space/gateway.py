@@ -1,12 +1,14 @@
 """The API gateway: serves the engine's OpenAI-compatible API at /v1 to clients with an API key.
 
-Engine responses are passed through unchanged, byte for byte, as they arrive. Knows nothing of the
+Engine responses are passed through unchanged, byte for byte, as they arrive, except for those that
+clients could not use: see api_answer.py, api_models.py and api_response.py. Knows nothing of the
 page.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import time
@@ -21,41 +23,43 @@ import aiohttp
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vllm_space import api_error, api_request, auth, errors, text_limit
+from vllm_space import (
+    api_answer,
+    api_error,
+    api_models,
+    api_paths,
+    api_request,
+    api_response,
+    auth,
+    errors,
+    text_limit,
+)
+from vllm_space.api_answer import Wish
 from vllm_space.api_error import RETRY_AFTER, ApiError
 from vllm_space.api_request import ApiRequest
 from vllm_space.catalog import Catalog
-from vllm_space.context_fit import ContextFit
+from vllm_space.context_fit import ContextFit, read_head
 from vllm_space.key_limits import KeyLimits
 from vllm_space.server import Model, Server
-from vllm_space.settings import Settings
+from vllm_space.settings import Settings, shorten
 from vllm_space.upstream import Busy, Call, Upstream
 
 log = logging.getLogger(__name__)
 
+LIST = "/v1/models"
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # not allowed in a header
 
-# Path -> method. All other engine endpoints are blocked: LoRA loading, sleep, profiling, metrics...
-ENDPOINTS = {
-    "/v1/models": "GET",
-    "/v1/chat/completions": "POST",
-    "/v1/completions": "POST",
-    "/v1/responses": "POST",
-    "/v1/messages": "POST",
-    "/v1/messages/count_tokens": "POST",
-    "/v1/embeddings": "POST",
-    "/tokenize": "POST",
-    "/detokenize": "POST",
-}
 # Not the client's API key, which is meant for this gateway, nor its cookies, which are the page's.
 REQUEST_HEADERS = (
     "content-type",
     "accept",
     "accept-encoding",
     "x-request-id",
+    "x-session-id",  # vLLM's, and its router's, to find the KV cache of the session
+    "traceparent",  # https://www.w3.org/TR/trace-context
+    "tracestate",
     "anthropic-version",
     "anthropic-beta",
 )
@@ -106,11 +110,6 @@ class Gateway:
             for limits in self.limits.values():
                 limits.close()
 
-    @staticmethod
-    def serves(path: str) -> bool:
-        """Whether the gateway handles this path, if only to reject it."""
-        return path in ENDPOINTS or path == "/v1" or path.startswith("/v1/")
-
     def _with_cors(self, app: ASGIApp) -> ASGIApp:
         if not self.config.api_cors_origins:
             return app
@@ -137,8 +136,11 @@ class Gateway:
                 message = "The API is disabled: this Space's owner has not set API_KEYS."
                 raise ApiError(404, message, "api_closed")
             key_name = self._key_name(request)
-            self.counts[key_name]["requests"] += 1
-            self._check_path(request)
+            if key_name:
+                self.counts[key_name]["requests"] += 1
+            api_paths.check(request)
+            if not key_name:
+                raise _invalid_key()
             limits = self.limits[key_name]
             await limits.check_rate()
             slot = nullcontext() if request.method == "GET" else limits.slot()
@@ -147,10 +149,7 @@ class Gateway:
                 if not self.catalog.servers:
                     raise api_error.engine_unavailable(errors.no_server())
                 body = await api_request.read_body(Request(scope, counted))
-                log.info("%s %s by %s", request.method, path, key_name)
-                if path == "/v1/models" and len(self.catalog.servers) > 1:
-                    response = JSONResponse(await self._list_models())
-                    return await response(scope, receive, answer)
+                log.info("%s %s by %s", request.method, shorten(path), key_name)
                 await _while_connected(receive, self._serve(request, body, limits, answer))
         except ClientDisconnect:
             pass
@@ -164,8 +163,8 @@ class Gateway:
                 self.counts[key_name]["rejected" if error.status < 500 else "failed"] += 1
             await error.response(path)(scope, receive, send)
 
-    def _key_name(self, request: Request) -> str:
-        """The name of the request's API key. Raises ApiError if it is missing or invalid.
+    def _key_name(self, request: Request) -> str | None:
+        """The name of the request's API key, or None if it is missing or invalid.
 
         Both headers are read: with a private Space, Authorization holds a Hugging Face token and
         x-api-key the key. Every key is compared, in constant time.
@@ -180,23 +179,7 @@ class Gateway:
             for candidate in candidates:
                 if auth.same_secret(key, candidate):
                     key_name = name
-        if key_name is None:
-            message = (
-                "Missing or invalid API key. "
-                "Send one of this Space's keys as `Authorization: Bearer <key>`."
-            )
-            raise ApiError(401, message, "invalid_api_key", www_authenticate="Bearer")
         return key_name
-
-    def _check_path(self, request: Request) -> None:
-        path = request.url.path
-        # Compare the raw bytes too: an encoded %2F or %2E must not pass for "/" or ".".
-        if path not in ENDPOINTS or request.scope.get("raw_path", path.encode()) != path.encode():
-            raise ApiError(404, f"{path} is not an endpoint of this API.", "not_found")
-        method = ENDPOINTS[path]
-        if request.method != method:
-            message = f"{path} accepts {method}, not {request.method}."
-            raise ApiError(405, message, "method_not_allowed", allow=method)
 
     async def _serve(self, request: Request, body: bytes, limits: KeyLimits, send: Send) -> None:
         """Send a request whose body has arrived to the right engine, and relay the answer.
@@ -204,20 +187,52 @@ class Gateway:
         The body only changes if the model was requested by its label, since an engine knows just
         its name, or if MAX_TOKENS_LIMIT lowers the tokens. Raises ApiError.
         """
-        path = request.url.path
+        path = request.scope["path"]
+        if path.startswith(LIST):
+            return await self._serve_models(request, limits, send)
         target = f"{path}?{request.url.query}" if request.url.query else path
         headers = _pick(request.headers, REQUEST_HEADERS)
         call = Call(self.catalog.servers[0], request.method, target, headers, body)
         if request.method == "GET":
             return await self._relay(call, None, limits, send)
+        headers.setdefault("content-type", "application/json")
         parsed = await limits.compute(len(body), partial(ApiRequest.parse, path, body))
         server, changes = await self._route(parsed)
+        asked = str(parsed.fields["model"]) if "model" in changes else ""
+        if asked:
+            headers["accept-encoding"] = "identity"
+        wish = Wish(path, asked, parsed.streams) if asked or parsed.streams else None
         if "max_tokens_limit" in self.config.model_fields_set:
             changes |= parsed.changes_to_cap(self.config.max_tokens_limit)
         if changes:
             parsed = parsed.changed(changes)
             body = await limits.compute(parsed.length, parsed.encode)
-        return await self._relay(replace(call, server=server, body=body), parsed, limits, send)
+        call = replace(call, server=server, body=body)
+        return await self._relay(call, parsed, limits, send, wish)
+
+    async def _serve_models(self, request: Request, limits: KeyLimits, send: Send) -> None:
+        """Send the list of models, or one of them. Raises ApiError."""
+        name = api_paths.model_id(request)
+        if len(self.catalog.servers) > 1:
+            models = await run_in_threadpool(self.catalog.models)
+            if not models and (problems := self.catalog.problems()):
+                raise api_error.engine_unavailable(errors.Unreachable(" ".join(problems.values())))
+            listing = api_models.of_servers(models, self.started_at)
+            found = json.dumps(api_models.find(listing, name) if name else listing).encode()
+            await _send(send, 200, {"content-type": api_answer.JSON}, found)
+            return
+        server = self.catalog.servers[0]
+        headers = _pick(request.headers, REQUEST_HEADERS) | {"accept-encoding": "identity"}
+        call = Call(server, "GET", f"{LIST}?{request.url.query}".rstrip("?"), headers, b"")
+        async with self._response(call, None, limits) as (response, head):
+            body = head + await response.read()
+            if response.status == 200:
+                read = partial(api_models.of_server, body, server.endpoint(LIST), self.started_at)
+                try:
+                    body = await limits.compute(len(body), partial(read, name))
+                except errors.ModelError as error:
+                    raise api_error.engine_unavailable(error) from None
+            await _send(send, response.status, _pick(response.headers, RESPONSE_HEADERS), body)
 
     async def _route(self, parsed: ApiRequest) -> tuple[Server, dict[str, Any]]:
         """The server that has the model, and the changes that it needs to know it by its name.
@@ -249,92 +264,87 @@ class Gateway:
             raise api_error.legacy_server()
         return model
 
-    async def _list_models(self) -> dict[str, Any]:
-        """The models of all servers, by name, or by label if two servers share a name."""
-        models = await run_in_threadpool(self.catalog.models)
-        models = [model for model in models if model.protocol == "openai"]
-        names = Counter(model.name for model in models)
-        data = [
-            {
-                "id": model.name if names[model.name] == 1 else model.label,
-                "object": "model",
-                "created": self.started_at,
-                "owned_by": "vllm",
-                "max_model_len": model.context_length,
-            }
-            for model in models
-        ]
-        return {"object": "list", "data": data}
-
     async def _relay(
-        self, call: Call, parsed: ApiRequest | None, limits: KeyLimits, send: Send
+        self,
+        call: Call,
+        parsed: ApiRequest | None,
+        limits: KeyLimits,
+        send: Send,
+        wish: Wish | None = None,
     ) -> None:
         """Send the engine's response to the client as it arrives. Raises ApiError if there is none.
 
         When cancelled, it closes the connection, upon which the engine stops generating.
         """
-        started = streams = False
-        data = b""
+        async with self._response(call, parsed, limits) as (response, head):
+            headers = _pick(response.headers, RESPONSE_HEADERS)
+            if response.status in (502, 503):
+                headers.setdefault("retry-after", str(RETRY_AFTER))
+            if response.status != 200 or "content-encoding" in headers:
+                wish = None
+            streams = response.content_type == api_answer.EVENTS
+            if wish and not streams:
+                data = head + await response.read()
+                data, headers["content-type"] = await limits.compute(
+                    len(data), partial(wish.whole, data)
+                )
+                await _send(send, response.status, headers, data)
+                return
+            if streams:
+                headers["x-accel-buffering"] = "no"  # tells a proxy not to buffer the stream
+            await _start(send, response.status, headers)
+            if head:
+                await send({"type": "http.response.body", "body": head, "more_body": True})
+            data = b""
+            try:
+                async for data in response.content.iter_any():
+                    data = wish.part(data) if wish else data
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                data = wish.end() if wish else b""
+            except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+                log.error("the engine cut off an answer: %s", type(error).__name__)
+                if not streams or (data and not data.endswith(b"\n\n")):
+                    return  # in mid-event: the connection is closed, so that the client notices
+                data = api_error.engine_unavailable(errors.cut_off()).event(call.target)
+            await send({"type": "http.response.body", "body": data})
+
+    @asynccontextmanager
+    async def _response(
+        self, call: Call, parsed: ApiRequest | None, limits: KeyLimits
+    ) -> AsyncIterator[tuple[aiohttp.ClientResponse, bytes]]:
+        """The engine's response, and the bytes that were already read from it.
+
+        Raises ApiError if there is none, or if it would mislead the client.
+        """
         try:
             async with self.context_fit.response(call, parsed, limits) as (response, head):
-                await self._check_response(call.server, response)
-                headers = _pick(response.headers, RESPONSE_HEADERS)
-                if response.status in (502, 503):
-                    headers.setdefault("retry-after", str(RETRY_AFTER))
-                if streams := response.content_type == "text/event-stream":
-                    headers["x-accel-buffering"] = "no"  # tells a proxy not to buffer the stream
-                raw = [
-                    (name.encode(), value.encode("utf-8", "surrogateescape"))  # as aiohttp decodes
-                    for name, value in headers.items()
-                    if not CONTROL.search(value)
-                ]
-                start = {"type": "http.response.start", "status": response.status, "headers": raw}
-                await send(start)
-                started = True
-                if head:
-                    await send({"type": "http.response.body", "body": head, "more_body": True})
-                async for data in response.content.iter_any():
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
-                await send({"type": "http.response.body"})
+                if response.status >= 400:
+                    head = head or await read_head(response)
+                elif response.content_type == api_answer.JSON:
+                    head = await response.content.readany()
+                if response.status == 404:
+                    await self._check_protocol(call.server)
+                path = call.target.partition("?")[0]
+                server = call.server
+                secrets = (server.api_key or "", server.login.partition(":")[2])
+                api_response.check(response, head, path, secrets)
+                yield response, head
         except Busy:
             message = "The engine is busy counting tokens for others. Try again in a moment."
             raise ApiError(503, message, "engine_busy", retry_after=RETRY_AFTER) from None
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             log.error("the engine failed to answer a request: %s", type(error).__name__)
-            if not started:
-                timed_out = isinstance(error, aiohttp.SocketTimeoutError)
-                raise api_error.engine_unavailable(
-                    errors.timed_out(call.server.timeout) if timed_out else errors.unreachable()
-                ) from None
-            if streams and (not data or data.endswith(b"\n\n")):  # not in the middle of an event
-                path = call.target
-                name = b"event: error\n" if path.startswith("/v1/messages") else b""
-                data = api_error.engine_unavailable(errors.cut_off()).body(path)
-                event = name + b"data: " + data + b"\n\n"
-                await send({"type": "http.response.body", "body": event})
-            # Otherwise the connection is closed here, so the client sees an incomplete response.
-
-    async def _check_response(self, server: Server, response: aiohttp.ClientResponse) -> None:
-        """Raise ApiError for a response that would mislead the client.
-
-        Namely: the server rejects the gateway's key, redirects, returns HTML or a status that no
-        answer has, or has no OpenAI API.
-        """
-        if response.status in (401, 403):
-            error = errors.from_response(response.status, "")
-            raise api_error.engine_unavailable(errors.ModelError(str(error)))
-        is_answer = 200 <= response.status < 300 or 400 <= response.status < 600
-        if response.content_type == "text/html" or not is_answer:
-            is_down = response.status in (502, 503)
+            timed_out = isinstance(error, aiohttp.SocketTimeoutError)
             raise api_error.engine_unavailable(
-                errors.unreachable() if is_down else errors.malformed_response()
-            )
-        if response.status == 404:
-            models = await run_in_threadpool(self.catalog.models)
-            if models and all(
-                model.protocol != "openai" for model in models if model.server == server
-            ):
-                raise api_error.legacy_server()
+                errors.timed_out(call.server.timeout) if timed_out else errors.unreachable()
+            ) from None
+
+    async def _check_protocol(self, server: Server) -> None:
+        """Raise ApiError if a server has no OpenAI API."""
+        models = await run_in_threadpool(self.catalog.models)
+        own = [model for model in models if model.server == server]
+        if models and all(model.protocol != "openai" for model in own):
+            raise api_error.legacy_server()
 
 
 def _check_context(parsed: ApiRequest, model: Model | None) -> None:
@@ -343,6 +353,30 @@ def _check_context(parsed: ApiRequest, model: Model | None) -> None:
         text_limit.check_context(parsed.size, model.context_length if model else None)
     except errors.Rejected as error:
         raise api_error.too_large(str(error)) from None
+
+
+def _invalid_key() -> ApiError:
+    message = (
+        "Missing or invalid API key. "
+        "Send one of this Space's keys as `Authorization: Bearer <key>`."
+    )
+    return ApiError(401, message, "invalid_api_key", www_authenticate="Bearer")
+
+
+async def _start(send: Send, status: int, headers: Mapping[str, str]) -> None:
+    """Send the head of a response."""
+    raw = [
+        (name.encode(), value.encode("utf-8", "surrogateescape"))  # as aiohttp decodes
+        for name, value in headers.items()
+        if not CONTROL.search(value)
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+
+
+async def _send(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    """Send a complete response."""
+    await _start(send, status, {**headers, "content-length": str(len(body))})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _pick(headers: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:

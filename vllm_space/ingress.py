@@ -1,4 +1,4 @@
-"""Routes every request on the port to /healthz, the API gateway or the page.
+"""Routes every request on the port to the health check, the API gateway or the page.
 
 It wraps Gradio's whole application, including Gradio's own middleware (see gradio_app.GradioApp).
 """
@@ -10,9 +10,11 @@ import re
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from vllm_space import api_paths
 from vllm_space.gateway import Gateway
 from vllm_space.health import Health
 
+HEALTH = ("/healthz", "/health")  # the second is vLLM's, which its clients ask for
 API = "/gradio_api"  # Gradio's prefix, also of its MCP server
 
 # What browsers, Gradio's clients and MCP clients need -> methods. All other routes of Gradio are
@@ -40,7 +42,7 @@ RELOAD = (re.compile(rf"{API}/dev/reload"), frozenset({"GET"}))
 
 
 class Ingress:
-    """ASGI app: /healthz, the API gateway, or else the page, which is Gradio's.
+    """ASGI app: the health check, the API gateway, or else the page, which is Gradio's.
 
     `development` says whether `gradio app.py` runs the page.
     """
@@ -59,9 +61,9 @@ class Ingress:
 
     def _app(self, path: str, method: str) -> ASGIApp:
         """The app that handles a request."""
-        if path == "/healthz":
+        if path in HEALTH:
             return self.health
-        if self.gateway.serves(path):
+        if api_paths.serves(path):
             return self.gateway
         matches = [methods for pattern, methods in self.routes if pattern.fullmatch(path)]
         allowed = frozenset[str]().union(*matches)

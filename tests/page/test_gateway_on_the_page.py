@@ -8,7 +8,7 @@ import requests
 
 from support.programs import API_KEY, KEY
 from support.scripted_engine import ScriptedEngine, chat_stream
-from vllm_space.gateway import ENDPOINTS
+from vllm_space.api_paths import ENDPOINTS
 
 CHAT = {"model": "scripted", "messages": [{"role": "user", "content": "Hi"}]}
 CHAT_PATH = "/v1/chat/completions"
