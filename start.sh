@@ -37,19 +37,19 @@ trap 'exit 143' TERM
 trap 'exit 130' INT HUP
 
 # -- 3. A Python environment: the active one if it has the requirements, else our own --------
-setting() { # NAME: the value of a variable, from the environment or from .env
-  local value="${!1:-}"
-  [ -n "$value" ] ||
-    value=$(sed -nE "s/^(export )?$1=['\"]?([^'\"]*).*/\2/p" "$ROOT/.env" 2>/dev/null | tail -n 1)
-  echo "$value"
+READER=${PYTHON:-python3} # of the variables, in the environment and in .env
+command -v "$READER" >/dev/null || { find_base_python && READER=$BASE_PYTHON; }
+setting() { # NAME...: the values of these variables. Fails if .env cannot be read.
+  "$READER" "$ROOT/vllm_space/dotenv.py" "$ROOT/.env" "$@"
 }
+SERVERS=$(setting MODEL_URL MODELS)
+DEVICE=$(setting ENGINE_DEVICE)
 engine_elsewhere() { # a running server is used, so vLLM is not needed here
-  [ -n "$(setting MODEL_URL)$(setting MODELS)" ] || [[ " $* " == *" --model-url"* ]]
+  # Not blank, and not an empty list of servers.
+  [[ $SERVERS == *[[:alnum:]]* || " $* " == *" --model-url"* ]]
 }
 engine_on_gpu() {
-  local device
-  device=$(setting ENGINE_DEVICE)
-  "${PYTHON:-python3}" "$ROOT/vllm_space/hardware.py" "${device:-auto}"
+  "$READER" "$ROOT/vllm_space/hardware.py" "${DEVICE:-auto}"
 }
 if engine_elsewhere "$@"; then
   requirements_without_vllm >"$RUN_DIR/requirements-page.txt"
@@ -77,7 +77,9 @@ fi
 
 # -- 6. The page, which loads meanwhile and opens its port when vLLM is ready ----------------
 export GRADIO_TEMP_DIR="${GRADIO_TEMP_DIR:-$RUN_DIR/uploads}" # deleted with RUN_DIR
-env -u HF_TOKEN PYTHONUNBUFFERED=1 "$PYTHON" "$ROOT/app.py" "$@" </dev/null &
+# Without a token for the Hub, also without that of `hf auth login`.
+env -u HF_TOKEN -u HUGGING_FACE_HUB_TOKEN HF_TOKEN_PATH=/dev/null PYTHONUNBUFFERED=1 \
+  "$PYTHON" "$ROOT/app.py" "$@" </dev/null &
 
 # -- 7. When either of them ends, exit with its code -----------------------------------------
 code=0

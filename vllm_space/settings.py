@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import ipaddress
-import json
 import os
-import shlex
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import urlsplit
 
-from dotenv import dotenv_values
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from vllm_space import dotenv, readers
 from vllm_space.errors import SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,109 +34,10 @@ DEMO_MODEL = ROOT / "vllm_space" / "demo_model"
 DEMO_MODEL_NAME = "vllm-space-demo"
 DEFAULT_GPU_MODEL = "Qwen/Qwen3-4B-Instruct-2507"
 SHORTEST_MASKED = 6  # characters
+LOGIN_IN_URL = re.compile(r"(?<=:)//[^/@\s\"']+@")
+OLD_TOKEN = "HUGGING_FACE_HUB_TOKEN"  # the former name of HF_TOKEN
 
 Theme = Literal["default", "base", "citrus", "glass", "monochrome", "ocean", "origin", "soft"]
-
-# vLLM flags that this project sets itself: in ENGINE_ARGS they would cut the page off from its
-# engine.
-OWN_ENGINE_FLAGS = {
-    "--host": "the engine listens on 127.0.0.1 only",
-    "--port": "use ENGINE_PORT",
-    "--api-key": "the engine gets a random key; use API_KEYS for /v1",
-    "--model": "use MODEL_ID",
-    "--uds": "the engine listens on 127.0.0.1 only",
-    "--root-path": "use GRADIO_ROOT_PATH",
-    "--ssl-keyfile": "the engine listens on 127.0.0.1 only, without TLS",
-    "--ssl-certfile": "the engine listens on 127.0.0.1 only, without TLS",
-}
-
-
-# -- readers: from the text of a variable to its value ---------------------------------------------
-
-
-def _auto_is_none(value: Any) -> Any:
-    return None if isinstance(value, str) and value.strip().lower() == "auto" else value
-
-
-def _text_list(value: Any, separator: str) -> Any:
-    """A JSON list, or plain items split at `separator`, without blank ones."""
-    if not isinstance(value, str):
-        return value
-    if value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError("not a JSON list") from error
-    return [item.strip() for item in value.split(separator) if item.strip()]
-
-
-def _lines(value: Any) -> Any:
-    return _text_list(value, "\n")
-
-
-def _comma_separated(value: Any) -> Any:
-    return _text_list(value, ",")
-
-
-def _stop_sequences(value: Any) -> Any:
-    # Not stripped: a stop sequence can be a space or end with one.
-    if isinstance(value, str) and not value.lstrip().startswith("["):
-        return [line for line in value.split("\n") if line]
-    return _lines(value)
-
-
-def _url(value: Any) -> Any:
-    if isinstance(value, str):
-        value = value.strip()
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("not an http or https URL")
-        _ = parts.port  # raises ValueError above 65535
-    return value
-
-
-def _urls(value: Any) -> Any:
-    """A JSON object of label -> URL."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError("not JSON") from error
-    if not isinstance(value, dict) or not all(isinstance(url, str) for url in value.values()):
-        raise ValueError("not an object of URLs")
-    return {label: _url(url) for label, url in value.items()}
-
-
-def _origins(value: Any) -> Any:
-    origins = _comma_separated(value)
-    for origin in origins:
-        parts = urlsplit(origin)
-        if origin != "*" and origin != f"{parts.scheme}://{parts.netloc}".lower():
-            raise ValueError(f"{origin} is more than a scheme and a host")
-    return origins
-
-
-def _networks(value: Any) -> Any:
-    networks = _comma_separated(value)
-    for network in networks:
-        if network != "*":
-            ipaddress.ip_network(network, strict=False)  # raises ValueError
-    return networks
-
-
-def _engine_flags(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    flags = shlex.split(value)  # raises ValueError if a quote is not closed
-    for flag in flags:
-        reason = OWN_ENGINE_FLAGS.get(flag.split("=", 1)[0].replace("_", "-"))
-        if reason:
-            raise ValueError(f"{flag.split('=', 1)[0]} cannot be set here: {reason}")
-    return flags
-
-
-def _secret_list(value: Any) -> Any:
-    return [SecretStr(item) if isinstance(item, str) else item for item in _comma_separated(value)]
 
 
 def _var(default: Any, allowed: str, meaning: str, **bounds: Any) -> Any:
@@ -140,50 +45,65 @@ def _var(default: Any, allowed: str, meaning: str, **bounds: Any) -> Any:
     return Field(default, description=meaning, json_schema_extra={"allowed": allowed}, **bounds)
 
 
-# NoDecode: the readers above take plain text as well as JSON; pydantic-settings takes only JSON.
-Lines = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_lines)]
-CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
-StopSequences = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_stop_sequences)]
-Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_secret_list)]
-Url = Annotated[str, BeforeValidator(_url)]
-Urls = Annotated[dict[str, str], NoDecode, BeforeValidator(_urls)]
-Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)]
-Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_networks)]
-EngineFlags = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_engine_flags)]
-AutoInt = Annotated[int | None, BeforeValidator(_auto_is_none)]
+Lines = Annotated[tuple[str, ...], BeforeValidator(readers.lines)]
+CommaSeparated = Annotated[tuple[str, ...], BeforeValidator(readers.comma_separated)]
+StopSequences = Annotated[tuple[str, ...], BeforeValidator(readers.stop_sequences)]
+Key = Annotated[SecretStr, BeforeValidator(readers.key)]
+Token = Annotated[SecretStr, BeforeValidator(readers.token)]
+Password = Annotated[SecretStr, BeforeValidator(readers.password)]
+Logins = Annotated[tuple[SecretStr, ...], BeforeValidator(readers.logins)]
+Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(readers.api_keys)]
+Url = Annotated[str, BeforeValidator(readers.url)]
+Urls = Annotated[dict[str, str], BeforeValidator(readers.urls)]
+Origins = Annotated[tuple[str, ...], BeforeValidator(readers.origins)]
+Networks = Annotated[tuple[str, ...], BeforeValidator(readers.networks)]
+EngineFlags = Annotated[tuple[str, ...], BeforeValidator(readers.engine_flags)]
+AutoInt = Annotated[int | None, BeforeValidator(readers.auto_is_none)]
+AutoBool = Annotated[bool | None, BeforeValidator(readers.auto_is_none)]
+
+# In these, white space and quotes around the text can be meant.
+FREE_TEXT = {"stop", "system_prompt", "app_title", "app_description", "app_examples"}
+# In these, there can be passwords and keys.
+ADDRESSES = {"model_id", "model_url", "models"}
 
 
-class Settings(BaseSettings):
-    """Everything the owner can set, in the environment or in `.env` next to app.py.
+class Settings(BaseModel):
+    """Everything the owner can set; `load` reads it.
 
-    An empty value counts as unset.
+    An empty value counts as unset. White space and one pair of quotes around a value are removed.
     """
 
-    model_config = SettingsConfigDict(
-        env_file=ROOT / ".env",
-        env_ignore_empty=True,
-        extra="ignore",
-        frozen=True,
-        hide_input_in_errors=True,
-    )
+    model_config = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
 
     # -- model -------------------------------------------------------------------------------------
     model_id: str | None = _var(
-        None, "a Hub ID such as org/name, or a local path", "Hub ID or local path of the model"
+        None,
+        "a Hub ID such as org/name or its page's address, a local path, or an s3://, gs:// or "
+        "az:// address",
+        "the model to serve; with MODEL_URL or MODELS, the name of the model to begin with",
     )
     model_revision: str = _var(
         "main", "a branch, tag or commit", "branch, tag or commit of the model"
     )
-    hf_token: SecretStr | None = _var(None, "a Hugging Face token", "for gated and private models")
+    hf_token: Token | None = _var(
+        None,
+        "a Hugging Face token",
+        "for gated and private models; default: the token of `hf auth login`",
+    )
     model_url: Url | None = _var(
         None,
-        "http://host:port, optionally with /v1 or /generate",
+        "http://host:port, optionally with a path such as /v1",
         "use this running server instead of starting vLLM",
     )
-    model_api_key: SecretStr | None = _var(
+    model_api_key: Key | None = _var(
         None, "the server's key", "API key of the server at MODEL_URL or of those in MODELS"
     )
     models: Urls = _var({}, 'JSON: {"label": "http://host:port", ...}', "several running servers")
+    model_images: AutoBool = _var(
+        None,
+        "auto, true or false",
+        "whether the model takes images, if its server cannot be asked",
+    )
 
     # -- vLLM --------------------------------------------------------------------------------------
     dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] | None = _var(
@@ -214,7 +134,7 @@ class Settings(BaseSettings):
     )
     engine_args: EngineFlags = _var(
         (),
-        "vLLM flags, quoted as in a shell, except " + ", ".join(OWN_ENGINE_FLAGS),
+        "vLLM flags, quoted as in a shell, except " + ", ".join(readers.OWN_ENGINE_FLAGS),
         "extra vLLM flags, appended last so they override",
     )
     engine_module: str = _var(
@@ -303,11 +223,11 @@ class Settings(BaseSettings):
     )
 
     # -- sign-in and API ---------------------------------------------------------------------------
-    app_username: SecretStr | None = _var(
+    app_username: Password | None = _var(
         None, "a name", "user name of a single login; needs APP_PASSWORD"
     )
-    app_password: SecretStr | None = _var(None, "a password", "password of APP_USERNAME")
-    app_users: Secrets = _var(
+    app_password: Password | None = _var(None, "a password", "password of APP_USERNAME")
+    app_users: Logins = _var(
         (), "comma-separated logins such as alice:pw,bob:pw2", "several user names with passwords"
     )
     oauth_allowed: CommaSeparated = _var(
@@ -315,7 +235,7 @@ class Settings(BaseSettings):
         "comma-separated users and organisations of the Hub, or *",
         "who can sign in with Hugging Face",
     )
-    api_keys: Secrets = _var(
+    api_keys: Keys = _var(
         (), "comma-separated keys; `name:key` labels a key in the log", "API keys for /v1"
     )
     api_rate_limit: int | None = _var(
@@ -356,8 +276,23 @@ class Settings(BaseSettings):
         "reverse proxies whose X-Forwarded headers are trusted; a Space's own always is",
     )
 
-    # -- set by start.sh for the processes it starts; not for owners -------------------------------
-    engine_run_dir: Path | None = Field(None, exclude=True)
+    # -- not for owners ----------------------------------------------------------------------------
+    engine_run_dir: Path | None = Field(None, exclude=True)  # start.sh sets it for its processes
+    hf_token_origin: str = Field("HF_TOKEN", exclude=True)  # where `load` found it, in words
+
+    @model_validator(mode="before")
+    @classmethod
+    def _clean(cls, values: dict[str, Any]) -> dict[str, Any]:
+        cleaned = {
+            name: dotenv.clean(value) if isinstance(value, str) and name not in FREE_TEXT else value
+            for name, value in values.items()
+        }
+        # The readers of secrets clean them themselves, with every item of a list.
+        return {
+            name: values[name] if name.upper() in SECRETS else value
+            for name, value in cleaned.items()
+            if value != ""
+        }
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Settings:
@@ -371,10 +306,15 @@ class Settings(BaseSettings):
             problems.append(
                 f"{missing} is not set. A login needs both APP_USERNAME and APP_PASSWORD."
             )
-        if any(not all(user.get_secret_value().partition(":")) for user in self.app_users):
-            problems.append(f"APP_USERS is invalid. Use {allowed('app_users')}.")
-        if any(not key.get_secret_value().rpartition(":")[2].strip() for key in self.api_keys):
-            problems.append(f"API_KEYS is invalid. Use {allowed('api_keys')}.")
+        if self.model_id and not self.servers:
+            try:
+                model, revision = readers.model(self.model_id, os.environ.get("HF_ENDPOINT", ""))
+            except ValueError as error:
+                problems.append(_sentence("model_id", self.model_id, f" ({error})"))
+            else:
+                self.__dict__["model_id"] = model
+                if revision and "model_revision" not in self.model_fields_set:
+                    self.__dict__["model_revision"] = revision
         if self.max_tokens > (limit := self.max_tokens_limit):
             if "max_tokens" in self.model_fields_set:
                 problems.append(f"MAX_TOKENS={self.max_tokens} exceeds MAX_TOKENS_LIMIT={limit}.")
@@ -401,13 +341,17 @@ class Settings(BaseSettings):
     def mask(self, text: str) -> str:
         """`text` with every secret in it replaced by `***`.
 
-        Secrets are the values of all SecretStr settings. If one has a name before a colon
-        (`alice:password`), the part after it is masked on its own, too. A secret shorter than
-        SHORTEST_MASKED is left alone: it would match ordinary words.
+        Secrets are the values of all SecretStr settings, and passwords and keys in the addresses of
+        servers. If one has a name before a colon (`alice:password`), the part after it is masked on
+        its own, too. A secret shorter than SHORTEST_MASKED is left alone: it would match ordinary
+        words. The login in a URL is always masked.
         """
+        text = LOGIN_IN_URL.sub("//***@", text)
         secrets = set()
         for secret in _secrets_in(vars(self).values()):
             secrets |= {secret, secret.partition(":")[2]}
+        for address in self.servers.values():
+            secrets |= set(readers.secrets_in_url(address))
         for secret in sorted(secrets, key=len, reverse=True):
             if len(secret) >= SHORTEST_MASKED:
                 text = text.replace(secret, "***")
@@ -433,7 +377,14 @@ SECRETS = {name for name, field in VARIABLES.items() if "SecretStr" in str(field
 
 def environment_without_secrets() -> dict[str, str]:
     """This process's environment without the owner's secrets."""
-    return {name: value for name, value in os.environ.items() if name.upper() not in SECRETS}
+    secrets = SECRETS | {OLD_TOKEN}
+    return {name: value for name, value in os.environ.items() if name.upper() not in secrets}
+
+
+def models_are_elsewhere() -> bool:
+    """Whether vLLM's own variables make it look for models elsewhere than on the Hub."""
+    is_modelscope = os.environ.get("VLLM_USE_MODELSCOPE", "").strip().lower() in ("1", "true")
+    return is_modelscope or bool(os.environ.get("VLLM_MODEL_REDIRECT_PATH"))
 
 
 def load(argv: list[str] | None = None) -> Settings:
@@ -441,15 +392,49 @@ def load(argv: list[str] | None = None) -> Settings:
 
     Raises SettingsError with one line for each invalid value.
     """
+    flags = _parse_flags(argv or [])
+    texts = _texts()
+    values: dict[str, Any] = {
+        name: texts[name.upper()] for name in Settings.model_fields if name.upper() in texts
+    }
+    values["hf_token"], values["hf_token_origin"] = _hub_token(texts)
     try:
-        return Settings(**_parse_flags(argv or []))
+        return Settings(**values | flags)
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(problem) for problem in error.errors())) from None
+        problems = [_explain(problem, values["hf_token_origin"]) for problem in error.errors()]
+        raise SettingsError("\n".join(problems)) from None
+
+
+def _texts() -> dict[str, str]:
+    """All variables as they are written in the environment and in `.env`."""
+    try:
+        return dotenv.variables(ROOT / ".env")
+    except dotenv.UnreadableFile as error:
+        raise SettingsError(str(error)) from None
+
+
+def _hub_token(texts: dict[str, str]) -> tuple[str, str]:
+    """(the token for the Hub or "", where it is from), as huggingface_hub finds it.
+
+    Sources: huggingface.co/docs/huggingface_hub/package_reference/environment_variables
+    """
+    for name in ("HF_TOKEN", OLD_TOKEN):
+        if dotenv.clean(texts.get(name, "")):
+            return texts[name], name
+    if texts.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return "", "HF_TOKEN"
+    home = texts.get("HF_HOME") or f"{texts.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    path = Path(os.path.expandvars(texts.get("HF_TOKEN_PATH") or f"{home}/token")).expanduser()
+    try:
+        return path.read_text(encoding="utf-8"), f"the token in {path}"
+    except (OSError, ValueError, RuntimeError):  # none, not text, or no home folder
+        return "", "HF_TOKEN"
 
 
 def _parse_flags(argv: list[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(
         prog="./start.sh",
+        allow_abbrev=False,  # start.sh looks for --model-url
         description="Start vLLM and serve a chat page and an OpenAI-compatible API.",
         epilog="Everything else is an environment variable: see the table in README.md.",
     )
@@ -469,9 +454,13 @@ def _parse_flags(argv: list[str]) -> dict[str, Any]:
         default=None,
         help="create a public link",
     )
-    return {
+    flags = {
         name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None
     }
+    for name, value in flags.items():
+        if value == "":
+            parser.error(f"the value for {name.upper()} is empty")
+    return flags
 
 
 def allowed(name: str) -> str:
@@ -480,12 +469,24 @@ def allowed(name: str) -> str:
     return str(extra["allowed"]) if isinstance(extra, dict) else ""
 
 
-def _explain(problem: ErrorDetails) -> str:
-    """One line: the variable, its value (unless it is a secret) and the allowed values."""
-    name = str(problem["loc"][0])
-    value = "" if name.upper() in SECRETS else f"={shorten(str(problem['input']))}"
-    detail = f" ({problem['ctx']['error']})" if problem["type"] == "value_error" else ""
-    return f"{name.upper()}{value} is invalid{detail}. Use {allowed(name)}."
+def _explain(problem: ErrorDetails, token: str = "HF_TOKEN") -> str:
+    """One line: the variable, its value (unless it is a secret) and the allowed values.
+
+    `token` says where the token for the Hub is from.
+    """
+    field = str(problem["loc"][0])
+    error = problem["ctx"]["error"] if problem["type"] == "value_error" else None
+    if isinstance(error, readers.Unusable):
+        return f"{token if field == 'hf_token' else field.upper()} {error}"
+    return _sentence(field, str(problem["input"]), f" ({error})" if error else "")
+
+
+def _sentence(field: str, value: str, why: str) -> str:
+    name = field.upper()
+    if field in ADDRESSES:
+        value = readers.hide_secrets(value)
+    shown = "" if name in SECRETS else f"={shorten(value)}"
+    return f"{name}{shown} is invalid{why}. Use {allowed(field)}."
 
 
 def shorten(text: str, limit: int = 80) -> str:
@@ -494,21 +495,38 @@ def shorten(text: str, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _dotenv() -> dict[str, str | None]:
-    return dotenv_values(ROOT / ".env")
+def warnings(config: Settings) -> list[str]:
+    """What is probably not meant: quotes around a value, unknown names. Never shows a secret.
+
+    `config` is what `load` returned.
+    """
+    return [*_removed(config, _texts()), *unknown_names()]
+
+
+def _removed(config: Settings, texts: dict[str, str]) -> Iterator[str]:
+    """A warning for each secret that was changed, and for quotes around other values."""
+    for name in VARIABLES:
+        text, value = texts.get(name, ""), getattr(config, name.lower())
+        if name in SECRETS:
+            items = readers.comma_separated(text) if isinstance(value, tuple) else [text]
+            if text and (text != text.strip() or items != [*_secrets_in([value])]):
+                too = ", or `Bearer` before it" if "KEY" in name or "TOKEN" in name else ""
+                yield f"{name} has white space or quotes around a value{too}: ignoring them."
+        elif name.lower() not in FREE_TEXT and dotenv.clean(text) != text.strip():
+            yield f"{name} has quotes around its value: ignoring them."
 
 
 def unknown_names() -> list[str]:
     """A warning for each APP_* or ENGINE_* variable that does not exist, with the nearest match."""
-    existing = {name.upper() for name in Settings.model_fields}
-    warnings = []
-    for name in sorted({*os.environ, *_dotenv()}):
-        if name.startswith(("APP_", "ENGINE_")) and name.upper() not in existing:
-            nearest = difflib.get_close_matches(name, sorted(existing), n=1, cutoff=0)
-            warnings.append(
+    existing = sorted({name.upper() for name in Settings.model_fields})
+    found = []
+    for name in sorted(_texts()):
+        if name.startswith(("APP_", "ENGINE_")) and name not in existing:
+            nearest = difflib.get_close_matches(name, existing, n=1, cutoff=0)
+            found.append(
                 f"{name} is set, but there is no such variable. Did you mean {nearest[0]}?"
             )
-    return warnings
+    return found
 
 
 # Groups of variables in the README: title -> first variable.
@@ -542,7 +560,7 @@ def table() -> str:
 
 
 def _default(field: Any) -> str:
-    if any(getattr(reader, "func", None) is _auto_is_none for reader in field.metadata):
+    if any(getattr(reader, "func", None) is readers.auto_is_none for reader in field.metadata):
         return "auto"
     if isinstance(field.default, bool):
         return str(field.default).lower()

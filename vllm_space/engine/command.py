@@ -7,6 +7,7 @@ nothing.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -39,10 +40,15 @@ def model_origin(config: Settings, gpus: list[hardware.Gpu]) -> str:
 
 
 def served_model_name(model: str) -> str:
-    """The model's name in the API: for a local folder its last part, never the path."""
-    if Path(model) == settings.DEMO_MODEL:
+    """The model's name in the API: for a path or an address its last part, never all of it."""
+    path = Path(model)
+    if path == settings.DEMO_MODEL:
         return settings.DEMO_MODEL_NAME
-    return Path(model).resolve().name if Path(model).exists() else model
+    if path.exists():
+        path = path.resolve()
+    elif not re.match(r"[./~]|\w+://", model):
+        return model
+    return path.stem if path.suffix.lower() == ".gguf" else path.name
 
 
 def command_line(config: Settings, gpus: list[hardware.Gpu]) -> list[str]:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
+from vllm_space import settings
 from vllm_space.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,9 @@ def _start_thread(function: Callable[..., None], *args: Any) -> None:
 def _fetch(config: Settings, model: str, say: Callable[[str], None]) -> None:
     from huggingface_hub import HfApi, constants
 
-    if constants.HF_HUB_OFFLINE or Path(model).exists():
+    if constants.HF_HUB_OFFLINE or settings.models_are_elsewhere():
+        return
+    if Path(model).exists() or "://" in model:
         return
     if OTHER_FILES.search(" ".join(config.engine_args)):
         return

@@ -1,7 +1,8 @@
 """Can this model run here? Asks the Hub and the hardware, before vLLM spends minutes finding out.
 
 A model that cannot work stops the start with an explanation. An estimate only warns, because it
-might be wrong. If the Hub cannot be reached, the check is skipped: the model may be cached.
+might be wrong. If the Hub cannot be reached, the check is skipped: the model may be cached. So is
+everything about a model that vLLM gets from elsewhere.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vllm_space import flavors
+from vllm_space import flavors, settings
 from vllm_space.errors import EngineError
 from vllm_space.flavors import GIB
 from vllm_space.hardware import Gpu
@@ -35,14 +37,23 @@ BITS = {
 # CUDA major version -> oldest NVIDIA driver: docs.nvidia.com/deploy/cuda-compatibility
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 
+CONFIG_FILES = {"config.json", "params.json"}  # one is needed; the second is Mistral's
+
 # Pipeline tags on the Hub of models that can chat.
 CHAT_TAGS = re.compile(r"text-generation|text-to-text|any-to-any")
 # With these vLLM flags, a model may run although its weights exceed the GPU memory.
 MEMORY_SAVING_FLAGS = re.compile(
-    r"--(?:cpu-offload|offload|quantization|hf-overrides|load-format|pipeline-parallel|nnodes)"
+    r"--(?:cpu-offload|offload|quantization|hf-overrides|load-format|pipeline-parallel|nnodes)|-q\b"
 )
 
-BAD_TOKEN = "The Hub rejected HF_TOKEN: create a new one at huggingface.co/settings/tokens."
+# With these, vLLM asks the Hub for something else than MODEL_ID, MODEL_REVISION and HF_TOKEN say,
+# or needs less of it.
+OTHER_QUESTIONS = re.compile(
+    r"--(?:config|config-format|hf-config-path|hf-token|revision)(?:=| |$)"
+)
+NO_DOWNLOAD = re.compile(r"--(?:download-dir|load-format)")
+# A GGUF file on the Hub: org/name:Q4_K_M or org/name/file.gguf.
+GGUF_ON_THE_HUB = re.compile(r"[^/:]+/[^/:]+:[\w.-]+|.*\.gguf", re.IGNORECASE)
 
 
 def check(config: Settings, model: str, gpus: list[Gpu]) -> list[str]:
@@ -54,7 +65,10 @@ def check(config: Settings, model: str, gpus: list[Gpu]) -> list[str]:
     warnings = list(_busy_gpus(config, gpus))
     if Path(model).exists():
         weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+        warnings += _local(config, model)
         return warnings + list(_memory(config, model, weights, gpus))
+    if "://" in model or settings.models_are_elsewhere() or _has(config, OTHER_QUESTIONS):
+        return warnings
     info = _model_info(config, model)
     if info is None:
         return warnings
@@ -62,6 +76,34 @@ def check(config: Settings, model: str, gpus: list[Gpu]) -> list[str]:
     warnings += _kind(config, model, info)
     _check_disk(config, model, info)
     return warnings + list(_memory(config, model, _weight_bytes(info), gpus))
+
+
+def _has(config: Settings, flags: re.Pattern[str]) -> bool:
+    """Whether ENGINE_ARGS has one of these flags. vLLM takes them with underscores, too."""
+    words = (re.sub("^--[^=]*", lambda m: m[0].replace("_", "-"), w) for w in config.engine_args)
+    return bool(flags.search(" ".join(words)))
+
+
+def _local(config: Settings, model: str) -> Iterator[str]:
+    """Warnings about a model on this machine."""
+    path = Path(model)
+    if path.suffix.lower() == ".gguf" and not _reads_gguf():
+        yield f"{path.name} is a GGUF file, which the installed vLLM cannot load without a plugin."
+    elif path.is_dir() and not any((path / name).exists() for name in CONFIG_FILES):
+        on_the_hub = f" To get {model} from the Hub, rename it." if model[0] not in "./" else ""
+        yield (
+            f"The folder {path.resolve()}, which vLLM will load, has no config.json.{on_the_hub}"
+        )
+
+
+def _reads_gguf() -> bool:
+    """Whether the installed vLLM can load GGUF files: itself, or by a plugin."""
+    plugins = entry_points(group="vllm.general_plugins")
+    vllm = find_spec("vllm")
+    loader = "model_executor/model_loader/gguf_loader.py"
+    return any("gguf" in f"{plugin.name} {plugin.value}".lower() for plugin in plugins) or any(
+        Path(folder, loader).exists() for folder in (vllm and vllm.submodule_search_locations) or ()
+    )
 
 
 # -- the Hub -------------------------------------------------------------------------------
@@ -80,6 +122,13 @@ def _model_info(config: Settings, model: str) -> Any:
 
     if constants.HF_HUB_OFFLINE:
         return None
+    if GGUF_ON_THE_HUB.fullmatch(model):
+        if _reads_gguf():
+            return None
+        raise EngineError(
+            f"MODEL_ID={model} names a GGUF file, which the installed vLLM cannot load: choose the "
+            "original model it was converted from."
+        )
     page = f"{constants.ENDPOINT}/{model}"
     revision = config.model_revision
     token = config.hf_token.get_secret_value() if config.hf_token else False
@@ -90,10 +139,11 @@ def _model_info(config: Settings, model: str) -> Any:
             hub.auth_check(model)
     except HFValidationError:
         raise EngineError(
-            f"MODEL_ID={model} is neither a Hub id such as org/name nor a local folder."
+            f"MODEL_ID={settings.shorten(model)} is neither a Hub id such as org/name nor a local "
+            "folder."
         ) from None
     except GatedRepoError:
-        why = "your HF_TOKEN has no access yet" if token else "HF_TOKEN is not set"
+        why = f"{config.hf_token_origin} has no access yet" if token else "HF_TOKEN is not set"
         raise EngineError(
             f"{model} is gated and {why}: request access at {page}, then set the secret HF_TOKEN "
             "to a token that can read it."
@@ -105,18 +155,25 @@ def _model_info(config: Settings, model: str) -> Any:
         ) from None
     except RepositoryNotFoundError:
         if token and not _token_works(hub):
-            raise EngineError(BAD_TOKEN) from None
+            raise _bad_token(config) from None
         private = "" if token else ", or it is private and needs the secret HF_TOKEN"
         raise EngineError(
             f"There is no model {model} on the Hub{private}.{_suggestion(hub, model)}"
         ) from None
     except HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code == 401:
-            raise EngineError(BAD_TOKEN) from None
+        if token and error.response is not None and error.response.status_code == 401:
+            raise _bad_token(config) from None
         return None
     except Exception:  # no network, no DNS, or the error page of a proxy
         return None
     return info
+
+
+def _bad_token(config: Settings) -> EngineError:
+    return EngineError(
+        f"The Hub rejected {config.hf_token_origin}: create a new one at "
+        "huggingface.co/settings/tokens."
+    )
 
 
 def _token_works(hub: Any) -> bool:
@@ -144,11 +201,13 @@ def _check_files(model: str, info: Any) -> None:
     names = [file.rfilename for file in info.siblings or []]
     weights = [name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".gguf"))]
     if weights and all(name.endswith(".gguf") for name in weights):
+        if _reads_gguf():
+            return
         raise EngineError(
             f"{model} contains only GGUF files, which are for llama.cpp: choose the original "
             "model they were converted from."
         )
-    if names and "config.json" not in names and "params.json" not in names:
+    if names and not CONFIG_FILES & set(names):
         raise EngineError(f"{model} is not a language model that vLLM can load: no config.json.")
 
 
@@ -180,7 +239,7 @@ def _check_disk(config: Settings, model: str, info: Any) -> None:
 
     if try_to_load_from_cache(model, "config.json", revision=config.model_revision):
         return
-    if "--download-dir" in config.engine_args:
+    if _has(config, NO_DOWNLOAD):
         return
     folder = Path(constants.HF_HUB_CACHE)
     while not folder.exists():
@@ -212,7 +271,7 @@ def _memory(config: Settings, model: str, weights: int, gpus: list[Gpu]) -> Iter
         f"{model} has {needed:.1f} GiB of weights and {count} x {gpus[0].name} has {total:.1f} GiB "
         "of memory"
     )
-    saves_memory = config.quantization or MEMORY_SAVING_FLAGS.search(" ".join(config.engine_args))
+    saves_memory = config.quantization or _has(config, MEMORY_SAVING_FLAGS)
     if needed > total and not saves_memory:
         raise EngineError(
             f"{comparison}: choose a smaller or quantized model, or bigger hardware.{on_spaces}"
