@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from vllm_space import discovery, errors, tokenizer
 from vllm_space.server import Model, Server
@@ -13,53 +13,76 @@ from vllm_space.settings import Settings
 
 log = logging.getLogger(__name__)
 
+WAIT = 5.0  # seconds to wait for a server's list; loading the page waits for it
+
 
 class Catalog:
-    """The models of all servers. `MAX_AGE` is how long a listing is cached.
+    """The models of all servers; the first is the one to begin with.
 
-    A failed listing is cached too, for `MAX_AGE_ERROR`: otherwise every request would wait for the
-    server that is down.
+    `first` is the owner's choice of that model, by its name or label. `images` says whether models
+    take images if neither their list nor their server does; None means that they do not. `MAX_AGE`
+    is how long a listing is cached. A failed listing is cached too, for `MAX_AGE_ERROR`: otherwise
+    every request would wait for the server that is down.
     """
 
     MAX_AGE = 5.0  # seconds
     MAX_AGE_ERROR = 1.0  # seconds
 
-    def __init__(self, servers: list[Server]):
+    def __init__(self, servers: list[Server], first: str = "", images: bool | None = None):
         self.servers = servers
+        self.first = first
+        self.images = images
         self._lock = threading.Lock()
         self._refreshed_at = -self.MAX_AGE
+        self._listings: dict[Server, _Listing] = {}  # those that have not ended
         self._models: list[Model] = []
         self._problems: dict[str, str] = {}
-        self._takes_images: dict[Model, bool] = {}
+        self._takes_images: dict[Model, bool | None] = {}
 
     @classmethod
     def of(cls, config: Settings) -> Catalog:
         """The catalog of the servers in MODEL_URL or MODELS."""
         key = config.model_api_key.get_secret_value() if config.model_api_key else None
-        return cls(
-            [
-                Server.from_url(url, label=label, api_key=key, timeout=config.request_timeout)
-                for label, url in config.servers.items()
-            ]
-        )
+        # If start.sh has started the engine, MODEL_ID is the model it serves, under another name.
+        first = "" if config.engine_run_dir else config.model_id or ""
+        servers = [
+            Server.from_url(url, label=label, api_key=key, timeout=config.request_timeout)
+            for label, url in config.servers.items()
+        ]
+        return cls(servers, first, getattr(config, "model_images", None))
+
+    @property
+    def only_name(self) -> str:
+        """The name of the model of a server that does not list its models; empty if unknown."""
+        return self.first if len(self.servers) == 1 else ""
 
     def models(self) -> list[Model]:
         """The models of every server that responds; see `problems` for the others."""
         self._refresh()
         return self._models
 
+    def chat_models(self) -> list[Model]:
+        """The models to chat with: those that are not known to be for something else."""
+        models = self.models()
+        return [model for model in models if model.chats is not False] or models
+
     def problems(self) -> dict[str, str]:
         """Label of each server that does not respond -> error message."""
         self._refresh()
         return self._problems
 
+    def missing(self) -> str:
+        """A warning if no server has the model that the owner has chosen; otherwise empty."""
+        models = self.models()
+        if not self.first or not models or self._problems or self._first_of(models):
+            return ""
+        return errors.no_such_model(self.first, models[0].label)
+
     def find(self, label: str | None = None) -> Model:
         """The model with that label or name, by default the first. Raises ModelError if none."""
         models = self.models()
-        for names in ([model.label for model in models], [model.name for model in models]):
-            for model, name in zip(models, names, strict=True):
-                if not label or label == name:
-                    return model
+        if model := _named(models, label) if label else next(iter(models), None):
+            return model
         if models:
             labels = ", ".join(model.label for model in models)
             raise errors.Rejected(f"There is no model {label!r}. Available models: {labels}.")
@@ -73,14 +96,17 @@ class Catalog:
 
     def takes_images(self, model: Model) -> bool:
         """Whether the model accepts images. Cached for good, unless the server could not say."""
+        if self.images is False or model.protocol != "openai":
+            return False
+        if model.takes_images is not None:
+            return model.takes_images
         if model not in self._takes_images:
             try:
-                self._takes_images[model] = model.protocol == "openai" and tokenizer.takes_images(
-                    model
-                )
+                self._takes_images[model] = tokenizer.takes_images(model)
             except errors.ModelError:
-                return False
-        return self._takes_images[model]
+                return bool(self.images)
+        known = self._takes_images[model]
+        return bool(self.images) if known is None else known
 
     def _refresh(self) -> None:
         if not self._lock.acquire(blocking=not self._models):
@@ -89,24 +115,53 @@ class Catalog:
             max_age = self.MAX_AGE if self._models and not self._problems else self.MAX_AGE_ERROR
             if time.monotonic() - self._refreshed_at < max_age:
                 return
+            for server in self.servers:
+                if server not in self._listings:
+                    self._listings[server] = _Listing(server, self.only_name)
             models: list[Model] = []
             problems: dict[str, str] = {}
-            with ThreadPoolExecutor(max_workers=max(1, len(self.servers))) as pool:
-                results = pool.map(_models_or_error, self.servers)
-                for server, result in zip(self.servers, results, strict=True):
-                    if isinstance(result, list):
-                        models += result
-                        continue
-                    problems[server.label] = str(result)
+            for server in self.servers:
+                try:
+                    models += self._listed(server)
+                except errors.ModelError as error:
+                    problems[server.label] = str(error)
                     # A server that returns an error is still up, such as a router that lost a
                     # replica: keep its models.
-                    if not isinstance(result, errors.Unreachable):
+                    if not isinstance(error, errors.Unreachable):
                         models += [model for model in self._models if model.server == server]
             self._log_changes(problems)
-            self._models, self._problems = models, problems
+            self._models, self._problems = self._sorted(models), problems
             self._refreshed_at = time.monotonic()
         finally:
             self._lock.release()
+
+    def _listed(self, server: Server) -> list[Model]:
+        """The models of a server. Raises ModelError, also if its list is not there within WAIT."""
+        listing = self._listings[server]
+        listing.join(max(0.0, listing.started_at + WAIT - time.monotonic()))
+        if listing.is_alive():  # it goes on: a later refresh finds its result
+            raise errors.waking_up(server.label, WAIT)
+        del self._listings[server]
+        if listing.error:
+            raise listing.error
+        return listing.models
+
+    def _sorted(self, models: list[Model]) -> list[Model]:
+        """The models with the owner's choice first, and those that do not chat last."""
+        models = sorted(models, key=lambda model: model.chats is False)
+        first = self._first_of(models)
+        return [first, *(model for model in models if model is not first)] if first else models
+
+    def _first_of(self, models: list[Model]) -> Model | None:
+        """The model that the owner has chosen, if a server has it."""
+        if not self.first:
+            return None
+        for name in (self.first, f"{self.first}:latest"):  # which Ollama appends
+            if model := _named(models, name):
+                return model
+        # Hugging Face's router takes names with the suffix of a provider, which it does not list.
+        model = _named(models, self.first.rpartition(":")[0])
+        return replace(model, name=self.first) if model else None
 
     def _log_changes(self, problems: dict[str, str]) -> None:
         for label in problems.keys() - self._problems.keys():
@@ -115,8 +170,31 @@ class Catalog:
             log.info("%s responds again.", f"The model server {label}".rstrip())
 
 
-def _models_or_error(server: Server) -> list[Model] | errors.ModelError:
-    try:
-        return discovery.models(server)
-    except errors.ModelError as error:
-        return error
+class _Listing(threading.Thread):
+    """Lists the models of a server. A slow server does not keep the process from ending."""
+
+    def __init__(self, server: Server, name: str):
+        super().__init__(daemon=True)
+        self.server = server
+        self.name_without_list = name
+        self.models: list[Model] = []
+        self.error: errors.ModelError | None = None
+        self.started_at = time.monotonic()
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.models = discovery.models(self.server, self.name_without_list)
+        except errors.ModelError as error:
+            self.error = error
+        except Exception:
+            log.exception("a list of models could not be read")
+            self.error = errors.internal()
+
+
+def _named(models: list[Model], name: str) -> Model | None:
+    """The model with this label, or else with this name."""
+    for names in ([model.label for model in models], [model.name for model in models]):
+        if name in names:
+            return models[names.index(name)]
+    return None

@@ -1,7 +1,6 @@
 """Client for model servers: sends a prompt or messages over HTTP and streams the text back.
 
-Speaks the OpenAI API of vLLM's api_server and the `POST /generate` of vLLM's legacy server. Knows
-nothing of Gradio.
+Speaks the OpenAI API and the `POST /generate` of vLLM's legacy server. Knows nothing of Gradio.
 """
 
 from __future__ import annotations
@@ -10,14 +9,14 @@ import json
 import logging
 from collections.abc import Generator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import requests
 import urllib3
 
-from vllm_space import errors
-from vllm_space.connection import CONNECT_TIMEOUT, check_response, session
+from vllm_space import chunks, dialect, errors
+from vllm_space.chunks import Chunk
+from vllm_space.connection import CONNECT_TIMEOUT, check_response, decoded, session
 from vllm_space.server import Model
 
 log = logging.getLogger(__name__)
@@ -26,16 +25,6 @@ READ_SIZE = 65536  # bytes; only an upper bound: whatever has arrived is passed 
 
 # {"role": "system" | "user" | "assistant", "content": a str, or a list of OpenAI's content parts}
 Message = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """One event of a stream: new text or reasoning; at the end, the finish reason and the usage."""
-
-    text: str = ""
-    reasoning: str = ""
-    finish_reason: str | None = None
-    usage: dict[str, Any] | None = None
 
 
 class Stream:
@@ -51,7 +40,7 @@ class Stream:
         self.body = body
         self._response: requests.Response | None = None
         self._closed = False
-        self._chunks = (_generate if model.protocol == "generate" else _openai)(self)
+        self._chunks = (_legacy if model.protocol == "generate" else _openai)(self)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
@@ -69,29 +58,38 @@ class Stream:
         with suppress(ValueError):  # another thread is running the generator
             self._chunks.close()
 
-    def lines(self, separators: bytes) -> Iterator[bytes]:
-        """POST the request and yield the non-empty lines of the response as they arrive."""
-        table = bytes.maketrans(separators, b"\n" * len(separators))
-        server = self.model.server
-        timeout = (CONNECT_TIMEOUT, server.timeout)
-        with (
-            session(server) as http,
-            http.post(
-                server.endpoint(self.path), json=self.body, stream=True, timeout=timeout
-            ) as self._response,
-        ):
-            check_response(self._response)
-            rest = b""
-            # read1 returns after one read of the socket; iter_lines would wait for a full buffer.
+    def blocks(self) -> Iterator[bytes]:
+        """POST the request and yield the body of the response in blocks, as they arrive."""
+        with session(self.model.server) as http, self._respond(http) as self._response:
+            check_response(self._response, self.model.server.secrets)
+            # read1 returns after one read of the socket; iter_content would wait for a full block.
             try:
-                while data := self._response.raw.read1(READ_SIZE, decode_content=True):
-                    *lines, rest = (rest + data.translate(table)).split(b"\n")
-                    yield from filter(None, lines)
+                while block := self._response.raw.read1(READ_SIZE, decode_content=True):
+                    yield block
             except urllib3.exceptions.HTTPError:
                 if not self._closed:
                     raise
-            if rest:
-                yield rest
+
+    def _respond(self, http: requests.Session) -> requests.Response:
+        """The response to the request, sent again without the fields that the server refuses."""
+        server, known = self.model.server, dialect.of(self.model)
+        for _ in range(dialect.MAX_TRIES):
+            body = known.apply(self.body)
+            response = http.post(
+                server.endpoint(self.path),
+                json=body,
+                stream=True,
+                timeout=(CONNECT_TIMEOUT, server.timeout),
+                allow_redirects=False,
+            )
+            if response.ok or self._closed:
+                break
+            change = known.learn(body, response.status_code, decoded(response))
+            if not change:
+                break
+            log.warning("%s refuses a request; from now on, %s", self.model.label, change)
+            response.close()
+        return response
 
 
 def chat(model: Model, messages: list[Message], sampling: dict[str, Any]) -> Stream:
@@ -140,47 +138,20 @@ def text_of(message: Message) -> str:
     return "\n".join(part["text"] for part in content if part["type"] == "text")
 
 
-# -- the OpenAI API: server-sent events ----------------------------------------------------
-
 _STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 def _openai(stream: Stream) -> Generator[Chunk, None, None]:
-    finished = False
-    for line in stream.lines(b"\n"):
-        if not line.startswith(b"data:"):
-            continue  # a blank line between events, or a keep-alive comment
-        data = line[5:].strip()
-        if data == b"[DONE]":
-            return
-        chunk = _chunk(_decode(data))
-        finished = finished or chunk.finish_reason is not None
-        yield chunk
-    if not finished:  # some servers omit [DONE], but none omits the finish reason
-        raise errors.cut_off()
-
-
-def _chunk(event: dict[str, Any]) -> Chunk:
-    if "error" in event:  # vLLM reports an error in mid-stream as an event
-        raise errors.from_response(event["error"].get("code") or 500, event)
-    usage = event.get("usage")
-    if not event.get("choices"):
-        return Chunk(usage=usage)
-    choice = event["choices"][0]
-    delta = choice.get("delta")
-    if delta is None:  # /v1/completions
-        return Chunk(choice.get("text") or "", "", choice.get("finish_reason"), usage)
-    reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
-    return Chunk(delta.get("content") or "", reasoning, choice.get("finish_reason"), usage)
+    yield from chunks.read(stream.blocks(), stream.model.server.secrets)
 
 
 # -- vLLM's legacy server: JSON lines, each with the prompt and the whole text so far ------
 
 
-def _generate(stream: Stream) -> Generator[Chunk, None, None]:
+def _legacy(stream: Stream) -> Generator[Chunk, None, None]:
     prompt = stream.body["prompt"]
     sent, received_any = 0, False
-    for line in stream.lines(b"\0\n"):
+    for line in _lines(stream.blocks()):
         texts = _decode(line).get("text")
         if not isinstance(texts, list) or not texts or not isinstance(texts[0], str):
             raise errors.malformed_response()
@@ -197,7 +168,14 @@ def _generate(stream: Stream) -> Generator[Chunk, None, None]:
     yield Chunk(finish_reason="stop")
 
 
-# -- HTTP ----------------------------------------------------------------------------------
+def _lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The lines that are not empty. Older versions separate them by \\0."""
+    rest = b""
+    for block in blocks:
+        *lines, rest = (rest + block.replace(b"\0", b"\n")).split(b"\n")
+        yield from filter(None, lines)
+    if rest:
+        yield rest
 
 
 def _decode(line: bytes) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import requests
 import urllib3
 
-from vllm_space import errors
+from vllm_space import error_body, errors
 from vllm_space.server import Server
 
 log = logging.getLogger(__name__)
@@ -38,15 +38,21 @@ def session(server: Server) -> Iterator[requests.Session]:
             raise errors.unreachable(server.label) from None
 
 
-def check_response(response: requests.Response, log_level: int = logging.ERROR) -> None:
-    """Raise a ModelError if the response is an HTTP error."""
+def check_response(
+    response: requests.Response, secrets: Iterable[str] = (), log_level: int = logging.ERROR
+) -> None:
+    """Raise a ModelError if the response is an HTTP error; `secrets` are masked in its message."""
     if response.ok:
         return
+    body = decoded(response)
+    shown = error_body.mask(str(body), secrets)[:500]
+    log.log(log_level, "the model server returned HTTP %s: %s", response.status_code, shown)
+    raise errors.from_response(response.status_code, body, secrets)
+
+
+def decoded(response: requests.Response) -> object:
+    """The body of a response: its JSON, or its text."""
     try:
-        body = response.json()
-    except ValueError:
-        body = response.text
-    log.log(
-        log_level, "the model server returned HTTP %s: %s", response.status_code, str(body)[:500]
-    )
-    raise errors.from_response(response.status_code, body)
+        return response.json()
+    except (ValueError, RecursionError):
+        return response.text

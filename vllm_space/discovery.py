@@ -1,58 +1,49 @@
-"""What a model server offers: its protocol, its models, and whether it can answer requests."""
+"""What a model server offers: its protocol, its models, and whether it can answer requests.
+
+An address can be read in more than one way, and servers differ: what is there is found by asking.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
-from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import requests
 
-from vllm_space import errors
+from vllm_space import errors, model_list
 from vllm_space.connection import CONNECT_TIMEOUT, check_response, session
+from vllm_space.model_list import Entry
 from vllm_space.server import Model, Server
 
 log = logging.getLogger(__name__)
 
-LIST_TIMEOUT = 5  # seconds; loading the page waits for this
-MAX_NAME = 500  # characters of a model's name
+LIST_TIMEOUT = 60  # seconds; catalog.py stops waiting earlier
+HEALTH_TIMEOUT = 5  # seconds
+MAX_LIST = 32 * 2**20  # bytes
+LEGACY_NAME = "vLLM (legacy server)"  # which does not name its model
 
 
-def models(server: Server) -> list[Model]:
+def models(server: Server, name: str = "", timeout: float = LIST_TIMEOUT) -> list[Model]:
     """The models that a server offers.
 
-    A server that answers /v1/models with 404 is taken for vLLM's legacy server, which does not name
-    its model. Raises ModelError if the server cannot be reached or returns an error.
+    `name` is a model to use if the server has no list, or an empty one. Waits up to `timeout`
+    seconds for each response. Raises ModelError if the server cannot be reached, or neither has a
+    list of models nor is vLLM's legacy server.
     """
     with session(server) as http:
-        response = http.get(server.endpoint("/v1/models"), timeout=(CONNECT_TIMEOUT, LIST_TIMEOUT))
-        if response.status_code == 404:
-            return [Model(server, server.label or "vLLM (legacy server)", "generate")]
-        check_response(response, logging.DEBUG)  # Catalog logs it, once
-        models = [
-            Model(
-                server,
-                _checked_name(model["id"]),
-                context_length=model.get("max_model_len"),
-                is_vllm=model.get("owned_by") == "vllm",
-            )
-            for model in response.json()["data"]
-        ]
-        # vLLM's API server keeps listing models for some seconds after its engine has died.
-        if any(model.is_vllm for model in models) and not _is_up(http, server, LIST_TIMEOUT):
-            raise errors.unreachable(server.label)
-        return models
+        try:
+            found = _models(http, server, name, timeout)
+            # vLLM's API server keeps listing models for some seconds after its engine has died.
+            if any(model.is_vllm for model in found) and not _is_up(http, server, HEALTH_TIMEOUT):
+                raise errors.unreachable(server.label)
+            return found
+        except requests.exceptions.ReadTimeout:
+            raise errors.waking_up(server.label, timeout) from None
 
 
-def _checked_name(name: Any) -> str:
-    """A model's name. Raises ModelError if it could not be shown on the page or in the log."""
-    if isinstance(name, str) and name.isprintable() and 0 < len(name) <= MAX_NAME:
-        return name
-    log.error("a model server lists a model with the name %.200r", name)
-    raise errors.malformed_response()
-
-
-def check(server: Server, timeout: float) -> None:
-    """Raise ModelError unless the server can answer requests now.
+def check(server: Server, timeout: float, name: str = "") -> None:
+    """Raise ModelError unless the server can answer requests now. `name` is as for `models`.
 
     Waits up to `timeout` seconds for each response; TimedOut if one does not come. The /health of
     vLLM does not wait for its tokenizer, a single thread that every request needs: tokenize a word.
@@ -61,7 +52,8 @@ def check(server: Server, timeout: float) -> None:
         try:
             if not _is_up(http, server, timeout):
                 raise errors.unreachable(server.label)
-            if model := _vllm_model(http, server, timeout):
+            found = _models(http, server, name, timeout)
+            if model := next((model.name for model in found if model.is_vllm), None):
                 body = {"model": model, "prompt": "Hi"}
                 # Even an error shows that it responds.
                 http.post(server.endpoint("/tokenize"), json=body, timeout=timeout)
@@ -69,16 +61,116 @@ def check(server: Server, timeout: float) -> None:
             raise errors.not_answering(server.label) from None
 
 
-def _vllm_model(http: requests.Session, server: Server, timeout: float) -> str | None:
-    """The name of a model of the server, if it is vLLM."""
-    response = http.get(server.endpoint("/v1/models"), timeout=timeout)
-    if not response.ok:
-        return None  # no list of models, or a router that has just lost a replica
+def _models(http: requests.Session, server: Server, name: str, timeout: float) -> list[Model]:
+    limits = (CONNECT_TIMEOUT, timeout)
+    problem = None
+    for base in dict.fromkeys((server.base, *server.bases)):
+        try:
+            entries = _entries(http, server, base, limits)
+        except (errors.Unreachable, errors.TimedOut, errors.KeyRejected):
+            raise
+        except errors.ModelError as error:
+            problem = problem or error
+            continue
+        if entries is not None:
+            break
+    else:
+        if problem and not name:
+            raise problem
+        return [_without_list(http, server, name, limits)]
+    found = [_model(server, entry) for entry in entries]
+    if not found and not name:
+        raise errors.no_models(server.label)
+    return found or [Model(server, name)]
+
+
+def _entries(
+    http: requests.Session, server: Server, base: str, limits: tuple[float, float]
+) -> list[Entry] | None:
+    """The list of models below `base`, which becomes the server's; None if there is none.
+
+    Raises ModelError.
+    """
+    with _get(http, server.endpoint("/v1/models", base), limits) as response:
+        upgraded = _upgraded(response, base)
+        if response.status_code in (404, 405):
+            return None
+        if not upgraded:
+            check_response(response, server.secrets, logging.DEBUG)  # Catalog logs it, once
+            entries = model_list.parse(_json(response), f"{base}/models")
+            server.base = base
+            return entries
+    log.warning("The model server redirects to %s: set MODEL_URL to that.", upgraded)
+    with _get(http, server.endpoint("/v1/models", upgraded), limits) as response:
+        check_response(response, server.secrets, logging.DEBUG)
+        entries = model_list.parse(_json(response), f"{upgraded}/models")
+        server.base = upgraded
+        return entries
+
+
+def _get(http: requests.Session, url: str, limits: tuple[float, float]) -> requests.Response:
+    return http.get(url, timeout=limits, allow_redirects=False, stream=True)
+
+
+def _json(response: requests.Response) -> object:
+    """The decoded body, or None if it is not JSON or larger than MAX_LIST."""
+    body = response.raw.read(MAX_LIST + 1, decode_content=True)
     try:
-        models = response.json()["data"]
-        return next((model["id"] for model in models if model.get("owned_by") == "vllm"), None)
-    except (ValueError, LookupError, TypeError, AttributeError):
+        return json.loads(body) if len(body) <= MAX_LIST else None
+    except (ValueError, RecursionError):
         return None
+
+
+def _upgraded(response: requests.Response, base: str) -> str:
+    """The base that a list's redirect leads to, if it is on the same host; otherwise empty.
+
+    Usually it leads from http to https. A redirect to another host is not followed: the API key
+    would go there.
+    """
+    if not response.is_redirect:
+        return ""
+    location = urlsplit(urljoin(response.url, response.headers["Location"]))
+    old, path = urlsplit(base), location.path.rstrip("/")
+    is_same = (location.scheme, location.netloc) == (old.scheme, old.netloc)
+    is_secured = (
+        (old.scheme, location.scheme) == ("http", "https")
+        and old.hostname == location.hostname
+        and old.port in (None, 80)
+        and location.port in (None, 443)
+    )
+    if not path.endswith("/models") or not (is_same or is_secured):
+        return ""
+    return f"{location.scheme}://{location.netloc}{path.removesuffix('/models')}"
+
+
+def _without_list(
+    http: requests.Session, server: Server, name: str, limits: tuple[float, float]
+) -> Model:
+    """The model of a server that has no list. Raises ModelError if there seems to be none."""
+
+    def status(target: str, base: str = "") -> int:
+        with _get(http, server.endpoint(target, base), limits) as response:
+            return response.status_code
+
+    # GET on a path that takes only POST is 405.
+    chats = [base for base in server.bases if status("/v1/chat/completions", base) == 405]
+    if not chats and status("/health") == 200 and status("/generate") == 405:
+        return Model(server, server.label or LEGACY_NAME, "generate")
+    if not name:
+        raise errors.no_model_list(f"{server.base}/models", 404)
+    server.base = chats[0] if chats else server.base
+    return Model(server, name)
+
+
+def _model(server: Server, entry: Entry) -> Model:
+    return Model(
+        server,
+        entry.name,
+        context_length=entry.context_length,
+        is_vllm=entry.is_vllm,
+        chats=entry.chats,
+        takes_images=entry.takes_images,
+    )
 
 
 def _is_up(http: requests.Session, server: Server, timeout: float) -> bool:
@@ -89,7 +181,7 @@ def _is_up(http: requests.Session, server: Server, timeout: float) -> bool:
     """
 
     def status(path: str) -> int:
-        return http.get(server.endpoint(path), timeout=timeout).status_code
+        return http.get(server.endpoint(path), timeout=timeout, allow_redirects=False).status_code
 
     health = status("/health")
     return status("/readiness") == 200 if health == 503 else health < 500

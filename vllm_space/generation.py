@@ -72,7 +72,7 @@ class Generation:
             fields = _fit_to_context(model, request.prompt, fields)
             return client.complete(model, request.prompt, fields)
         _check(request)
-        messages = [*system_message(request.system_prompt), *request.prompt]
+        messages = [*system_message(request.system_prompt), *alternating(request.prompt)]
         model = self._model(request, {"messages": messages} | fields)
         return client.chat(model, messages, _fit_to_context(model, messages, fields))
 
@@ -93,6 +93,34 @@ def system_message(system_prompt: str) -> list[Message]:
     (page/conversation.py).
     """
     return [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
+
+
+def alternating(messages: list[Message]) -> list[Message]:
+    """The messages with those of the same role, one after the other, joined into one.
+
+    Many chat templates demand that roles alternate. After a question that got no answer, or an
+    empty one, they do not.
+    """
+    joined: list[Message] = []
+    for message in messages:
+        if message["role"] == "assistant" and not message["content"]:
+            continue
+        if joined and joined[-1]["role"] == message["role"]:
+            joined[-1] = message | {"content": _join(joined[-1]["content"], message["content"])}
+        else:
+            joined.append(message)
+    return joined
+
+
+def _join(first: str | list[Any], second: str | list[Any]) -> str | list[Any]:
+    """Two contents of messages as one."""
+    if isinstance(first, str) and isinstance(second, str):
+        return "\n\n".join(filter(None, (first, second)))
+    return [*_parts(first), *_parts(second)]
+
+
+def _parts(content: str | list[Any]) -> list[Any]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _check(request: Request) -> None:

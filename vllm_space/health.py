@@ -48,7 +48,10 @@ class Health:
                 self._problem = await self._check_all()
                 self._checked_at = time.monotonic()
         if self._problem:
-            return JSONResponse({"status": "down", "reason": str(self._problem)}, 503)
+            reason = str(self._problem)
+            for server in self.catalog.servers:  # their labels are for those who are signed in
+                reason = reason.replace(f"server {server.label} ", "server ")
+            return JSONResponse({"status": "down", "reason": reason}, 503)
         return JSONResponse({"status": "ok"})
 
     async def _check_all(self) -> ModelError | None:
@@ -77,10 +80,10 @@ class Health:
     async def _ask(self, server: Server) -> ModelError | None:
         """Check a server in a thread, which a request does not wait for longer than TIMEOUT."""
         try:
-            await anyio.to_thread.run_sync(discovery.check, server, PATIENCE, limiter=_THREADS)
-        except errors.TimedOut:
-            return errors.not_answering()  # without the server's label
-        except ModelError:
-            return errors.unreachable()
+            await anyio.to_thread.run_sync(
+                discovery.check, server, PATIENCE, self.catalog.only_name, limiter=_THREADS
+            )
+        except ModelError as error:
+            return error
         self._responded_at[server] = time.monotonic()
         return None

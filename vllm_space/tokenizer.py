@@ -18,6 +18,7 @@ TEST_IMAGE = (
     "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAS0lEQVR42u3PMQ0AAAwDoPo33UrYvQQckD4XAQEBAQ"
     "EBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAYHLAMpT0sIcNbcEAAAAAElFTkSuQmCC"
 )
+NO_IMAGE = "data:image/png;base64,AAAA"
 
 _counting: dict[str, threading.Lock] = {}  # URL of a server -> held while it counts
 
@@ -40,17 +41,32 @@ def count_tokens(model: Model, prompt: str | list[Message]) -> int | None:
         status, result = _tokenize(model.server, body)
     finally:
         counting.release()
-    return result.get("count") if status == 200 else None
+    return _count(result) if status == 200 else None
 
 
-def takes_images(model: Model) -> bool:
+def _count(result: dict[str, Any]) -> int | None:
+    count = result.get("count")
+    return count if isinstance(count, int) and not isinstance(count, bool) else None
+
+
+def takes_images(model: Model) -> bool | None:
     """Whether the model accepts images: whether the server can tokenize one. Raises ModelError.
 
-    A text-only model returns an error, and a server without /tokenize counts as text-only.
+    A text-only model of vLLM returns an error. None if the server cannot tell: some have no
+    /tokenize, and some do not look at what they tokenize, so they take what is no image as well.
     """
-    image = {"type": "image_url", "image_url": {"url": TEST_IMAGE}}
+    status, result = _tokenize_image(model, TEST_IMAGE)
+    if status != 200:
+        return False if model.is_vllm and status in (400, 422) else None
+    if not _count(result) or _tokenize_image(model, NO_IMAGE)[0] == 200:
+        return None
+    return True
+
+
+def _tokenize_image(model: Model, url: str) -> tuple[int, dict[str, Any]]:
+    image = {"type": "image_url", "image_url": {"url": url}}
     body = {"model": model.name, "messages": [{"role": "user", "content": [image]}]}
-    return _tokenize(model.server, body)[0] == 200
+    return _tokenize(model.server, body)
 
 
 def _tokenize(server: Server, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:

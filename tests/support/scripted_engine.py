@@ -24,8 +24,8 @@ class Cut(Exception):
 class ScriptedEngine:
     """`script(path, body)` answers every POST: it yields chunks, or returns (status, JSON).
 
-    `models` are the names that /v1/models lists, each with `context_length` tokens; None means that
-    there is no /v1/models, as on the legacy server. `tokenize` and `metrics` answer /tokenize and
+    `models` are the names that /v1/models lists, each with `context_length` tokens; None makes this
+    the legacy server, which has no /v1/models. `tokenize` and `metrics` answer /tokenize and
     /metrics. With `alive` false, /health is 503: the API server of a dead engine keeps answering
     for a few seconds.
     """
@@ -76,6 +76,8 @@ def _handler(engine: ScriptedEngine) -> type[QuietHandler]:
                 self.answer(200 if engine.alive else 503, "")
             elif self.path == "/metrics" and engine.metrics:
                 self.answer(200, engine.metrics())
+            elif self.path == "/generate" and engine.models is None:
+                self.answer(405, {"detail": "Method Not Allowed"})
             else:
                 self.answer(404, {"detail": "Not Found"})
 
