@@ -83,7 +83,7 @@ def read(path: Path) -> dict[str, str]:
     try:
         text = _decode(data)
     except UnicodeDecodeError as error:
-        number = data.count(b"\n", 0, error.start) + 1
+        number = error.object.count(b"\n", 0, error.start) + 1
         raise _unreadable(path, number, "it is not UTF-8: save the file as UTF-8") from None
     text = re.sub("\r\n?", "\n", text)
     if "\0" in text:
