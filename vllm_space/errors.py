@@ -193,6 +193,14 @@ def redirected(address: str, location: str) -> ModelError:
     )
 
 
+def redirected_elsewhere(address: str, location: str) -> ModelError:
+    """Neither has credentials or a query."""
+    return ModelError(
+        f"{address} redirects to {location}, which is not the same API. Check MODEL_URL, and "
+        "whether the server expects a login in front of it."
+    )
+
+
 def untrusted_certificate(address: str, reason: str) -> Unreachable:
     """`reason` is OpenSSL's."""
     return Unreachable(

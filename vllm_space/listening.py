@@ -48,7 +48,7 @@ def _bound(unbound: socket.socket, address: Any) -> socket.socket:
     # As servers do: a port in TIME_WAIT can be used.
     unbound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if unbound.family == socket.AF_INET6:
-        unbound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
+        unbound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, False)
     try:
         unbound.bind(address)
     except OSError:

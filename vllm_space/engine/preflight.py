@@ -70,7 +70,7 @@ def main(folder: str, *argv: str) -> int:
         run_dir.write_plan(Path(folder), plan(config))
     except errors.SpaceError as error:
         return report(error)
-    for warning in (*settings.unknown_names(), *network.prepare()):
+    for warning in (*settings.warnings(config), *network.prepare()):
         print(f"WARNING: {warning}", file=sys.stderr)
     return 0
 

@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
-from vllm_space import errors, hardware, run_dir
-from vllm_space.engine import command, download, model_check, preflight
+from vllm_space import errors, hardware, listening, run_dir
+from vllm_space.engine import command, download, model_check
 from vllm_space.engine.cpu_meter import CpuMeter
 from vllm_space.engine.process import EngineProcess, say
 from vllm_space.run_dir import Status
@@ -50,7 +50,7 @@ def supervise(config: Settings) -> NoReturn:
 
     deaths = 0  # in a row
     while True:
-        preflight.require_free_port(command.HOST, config.engine_port, "ENGINE_PORT")
+        listening.require_free_port(command.HOST, config.engine_port, "ENGINE_PORT")
         engine = EngineProcess(config, folder, gpus)
         hung = ""
         try:
