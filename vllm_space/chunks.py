@@ -17,6 +17,7 @@ from vllm_space import error_body, errors, sse
 
 log = logging.getLogger(__name__)
 
+DECODER = json.JSONDecoder()
 DONE = "[DONE]"
 MAX_DEPTH = 8  # of parts within parts
 TEXTS = ("text", "thinking", "summary", "content", "value", "refusal")  # where a part has its text
@@ -57,21 +58,23 @@ def read(blocks: Iterable[bytes], secrets: Iterable[str] = ()) -> Iterator[Chunk
     answer = _Answer(tuple(secrets))
     for name, data in sse.events(blocks):
         text = data.decode("utf-8", "replace").strip()
-        if text[:1] != "{" and text.strip(' "').upper() == DONE:
+        if len(text) < 10 and text.strip('"').upper() == DONE:
             return answer.end(is_done=True)
+        if name == sse.BODY:
+            text = text.removesuffix(f"data: {DONE}").rstrip()
         try:
-            value = json.loads(text)
+            value = DECODER.decode(text)
         except (ValueError, RecursionError) as error:
             answer.skip(name, text, error)
             continue
         for event in value if isinstance(value, list) else (value,):
-            if isinstance(event, dict):
-                chunk = answer.chunk(event)
-                if any(chunk):
-                    yield chunk
-                answer.check(name, event)
-            else:
+            if not isinstance(event, dict):
                 answer.skip(name, text)
+                continue
+            if chunk := answer.chunk(event):
+                yield chunk
+            if "error" in event or not event.get("choices"):
+                answer.check(name, event)
     return answer.end(is_done=False)
 
 
@@ -95,39 +98,47 @@ class _Answer:
         self.text = _Characters()
         self.reasoning = _Characters()
 
-    def chunk(self, event: dict[str, Any]) -> Chunk:
-        """What an event brings; an empty chunk if it is nothing of the answer."""
-        usage = _counts(event.get("usage"))
-        choice = self._choice(event.get("choices"))
+    def chunk(self, event: dict[str, Any]) -> Chunk | None:
+        """What an event brings; None if it is nothing."""
+        usage = event.get("usage")
+        usage = _counts(usage) if usage else None
+        choices = event.get("choices")
+        choice = self._choice(choices) if choices else None
         if choice is None:
             if "choices" in event or usage:
                 self.is_readable = True
             else:
                 self.is_strange = True
-            return Chunk(usage=usage)
+            return Chunk(usage=usage) if usage else None
         self.is_readable = True
         delta = choice.get("delta")
         if isinstance(delta, dict):
             text, reasoning = self._content(delta)
-            self.has_deltas = self.has_deltas or bool(text or reasoning)
+            if text or reasoning:
+                self.has_deltas = True
         elif isinstance(message := choice.get("message"), dict):
             # At the end of a stream, it repeats the deltas.
             text, reasoning = self._content(message) if not self.has_deltas else ("", "")
             self.messages += event.get("object") != "chat.completion.chunk"
         else:  # /v1/completions
             text, reasoning = _text(choice.get("text")) or _text(delta), ""
-        text, reasoning = self.text.complete(text), self.reasoning.complete(reasoning)
-        if text or reasoning or isinstance(self.unread, str):
+        if not text.isascii() or self.text.half:
+            text = self.text.complete(text)
+        if not reasoning.isascii() or self.reasoning.half:
+            reasoning = self.reasoning.complete(reasoning)
+        if self.unread and (text or reasoning or isinstance(self.unread, str)):
             self.unread, self.is_truncated = None, False
         reason = choice.get("finish_reason")
         if reason is not None:
             reason = self._finish_reason(reason, choice)
-        return Chunk(text, reasoning, reason, usage or _counts(choice.get("usage")))
+        if usage is None and (usage := choice.get("usage")):  # Moonshot's
+            usage = _counts(usage)
+        return (
+            Chunk(text, reasoning, reason, usage) if text or reasoning or reason or usage else None
+        )
 
     def check(self, name: str, event: dict[str, Any]) -> None:
         """Raise the error that an event is, if it is one."""
-        if event.get("choices") and "error" not in event:
-            return
         if error_body.is_error(event) or (name == sse.ERROR and not event.get("choices")):
             raise self._error(event)
         if error_body.has_message(event):  # or only news, such as a place in a queue
@@ -173,9 +184,11 @@ class _Answer:
         if not isinstance(choices, list):
             return choices if isinstance(choices, dict) else None
         for choice in choices:
-            if isinstance(choice, dict) and choice.get("index", self.index) in (self.index, None):
-                self.has_choice = True
-                return choice
+            if isinstance(choice, dict):
+                index = choice.get("index")
+                if index == self.index or index is None:
+                    self.has_choice = True
+                    return choice
         for choice in choices:
             if not self.has_choice and isinstance(choice, dict) and _is_used(choice):
                 self.index, self.has_choice = choice["index"], True
@@ -222,9 +235,7 @@ class _Characters:
 
     def complete(self, text: str) -> str:
         """The text without a half character at its end, which is kept for the next one."""
-        if not text or (text.isascii() and not self.half):
-            return text
-        if not (self.half or SURROGATE.search(text)):
+        if not (self.half and text) and not SURROGATE.search(text):
             return text
         text = self.half + text
         self.half = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
