@@ -55,13 +55,19 @@ class Started:
     """A program that runs, or has ended, and the model server in front of which it is."""
 
     program: Program
-    url: str
+    address: str
     server: CaseServer | None = None
     servers: dict[str, CaseServer] | None = None
 
     @property
     def exit_code(self) -> int | None:
         return self.program.process.poll()
+
+    @property
+    def url(self) -> str:
+        """Its address, if it runs."""
+        assert self.exit_code is None, self.program.output[-2000:]
+        return self.address
 
 
 class Spaces:
@@ -143,7 +149,7 @@ class Spaces:
         def is_up_or_ended() -> bool:
             if started.exit_code is not None:
                 return True
-            answer = requests.get(f"{started.url}/healthz", timeout=TIMEOUT)
+            answer = requests.get(f"{started.address}/healthz", timeout=TIMEOUT)
             return answer.status_code in (200, 503)
 
         wait_for(is_up_or_ended, 90, name)
