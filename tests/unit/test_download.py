@@ -56,6 +56,7 @@ def test_only_needed_weights_are_downloaded(fetch):
         pytest.param(SHARDS, {"ENGINE_ARGS": "--download-dir=elsewhere"}, id="another folder"),
         pytest.param(SHARDS, {"HF_ENDPOINT": "http://127.0.0.1:9"}, id="Hub down"),
         pytest.param(SHARDS, {"HF_HUB_OFFLINE": "1"}, id="offline"),
+        pytest.param(SHARDS, {"VLLM_USE_MODELSCOPE": "1"}, id="ModelScope"),
     ],
 )
 def test_unclear_cases_are_left_to_vllm(fetch, files, env):

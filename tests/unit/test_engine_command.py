@@ -113,10 +113,36 @@ def test_log_says_why_the_model_was_chosen(gpus, values, origin):
     assert command.model_origin(config(**values), gpus) == origin
 
 
-def test_local_model_hides_its_path(tmp_path):
-    model = tmp_path / "my-model"
-    model.mkdir()
-    assert command.served_model_name(str(model)) == "my-model"
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("{here}/my-model", "my-model"),
+        ("./my-model", "my-model"),
+        ("{here}/link", "my-model"),
+        ("{here}/small.Q4_K_M.gguf", "small.Q4_K_M"),
+        ("{here}/missing", "missing"),
+        ("../missing.gguf", "missing"),
+        ("s3://bucket/shelf/small-chat/", "small-chat"),
+        ("gs://bucket/small-chat", "small-chat"),
+        ("az://box", "box"),
+        ("org/name", "org/name"),
+        ("gpt2", "gpt2"),
+        ("org/name:Q4_K_M", "org/name:Q4_K_M"),
+    ],
+)
+def test_local_model_hides_its_path(monkeypatch, tmp_path, model, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-model").mkdir()
+    (tmp_path / "link").symlink_to("my-model")
+    (tmp_path / "small.Q4_K_M.gguf").touch()
+    assert command.served_model_name(model.format(here=tmp_path)) == name
+
+
+def test_address_is_handed_to_vllm_as_it_is():
+    model = "s3://bucket/shelf/small-chat/"  # vLLM lists what begins with it
+    line = command.command_line(config(model_id=model), [])
+    assert line[line.index("--model") + 1] == model
+    assert line[line.index("--served-model-name") + 1] == "small-chat"
 
 
 # -- the environment -----------------------------------------------------------------------

@@ -82,6 +82,18 @@ def test_model_that_fits_has_no_warnings(check):
         ),
         pytest.param([model("org/name", siblings=GGUF)], {}, ["only GGUF"], id="GGUF only"),
         pytest.param(
+            [model("org/name", siblings=GGUF)],
+            {"model_id": "org/name:Q4_K_M"},
+            ["names a GGUF file"],
+            id="one GGUF file",
+        ),
+        pytest.param(
+            [model("org/name")],
+            {"hf_token": "hf_bad-marked", "hf_token_origin": "the token in /home/me/token"},
+            ["rejected the token in /home/me/token"],
+            id="bad token of hf auth login",
+        ),
+        pytest.param(
             [model("org/name", siblings=DIFFUSION)],
             {},
             ["no config.json"],
@@ -148,6 +160,44 @@ def test_token_gives_access(check):
     assert check(model("org/name", private=True, gated="auto"), hf_token=GOOD_TOKEN) == []
 
 
+@pytest.mark.parametrize(
+    ("env", "values"),
+    [
+        pytest.param({"VLLM_USE_MODELSCOPE": "True"}, {}, id="ModelScope"),
+        pytest.param({"VLLM_MODEL_REDIRECT_PATH": "models.json"}, {}, id="redirected"),
+        pytest.param({}, {"model_id": "s3://bucket/shelf/small-chat/"}, id="S3"),
+        pytest.param({}, {"model_id": "gs://bucket/small-chat"}, id="Google"),
+        pytest.param({}, {"model_id": "az://box/small-chat"}, id="Azure"),
+        pytest.param({}, {"engine_args": "--hf-token hf_x"}, id="another token"),
+        pytest.param({}, {"engine_args": "--revision=v2"}, id="another revision"),
+        pytest.param({}, {"engine_args": "--hf_config_path x"}, id="another config.json"),
+    ],
+)
+def test_hub_is_not_asked_without_need(check, monkeypatch, env, values):
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert check(**values) == []  # the Hub has no models
+
+
+@pytest.mark.parametrize(
+    "env", [{"VLLM_USE_MODELSCOPE": "False"}, {"VLLM_USE_MODELSCOPE": "0"}, {"HF_HUB_OFFLINE": "0"}]
+)
+def test_other_variables_change_nothing(check, monkeypatch, env):
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(errors.EngineError, match="no model org/name"):
+        check()
+
+
+def test_plugin_for_gguf_is_believed(check, monkeypatch, tmp_path):
+    monkeypatch.setattr(model_check, "_reads_gguf", lambda: True)
+    assert check(model("org/name", siblings=GGUF)) == []
+    assert check(model_id="org/name:Q4_K_M") == []
+    file = tmp_path / "x.gguf"
+    file.touch()
+    assert check(model_id=str(file)) == []
+
+
 def test_hub_that_is_down_is_ignored(check, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     config = settings.Settings(_env_file=None, model_id="org/name")
@@ -164,6 +214,36 @@ def test_local_files_give_the_model_size(check, tmp_path):
         sparse.truncate(40 * 2**30)
     with pytest.raises(errors.EngineError, match=r"40.0 GiB of weights"):
         check(model_id=str(folder))
+
+
+def test_local_gguf_is_left_to_vllm(check, tmp_path):
+    file = tmp_path / "small.Q4_K_M.GGUF"
+    file.touch()
+    (warning,) = check(model_id=str(file))
+    assert warning.startswith("small.Q4_K_M.GGUF is a GGUF file, which the installed vLLM cannot")
+
+
+@pytest.mark.parametrize("model_id", ["./model", "shelf/model", "shelf/../shelf/model"])
+def test_relative_folder_is_a_model(check, monkeypatch, tmp_path, model_id):
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / "model", tmp_path / "shelf" / "model"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").touch()
+    assert check(model_id=model_id) == []
+
+
+def test_folder_without_a_model_is_a_warning(check, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    (warning,) = check(model("org/name"))
+    assert f"The folder {tmp_path}/org/name" in warning
+    assert warning.endswith("To get org/name from the Hub, rename it.")
+
+
+def test_folder_of_an_org_is_no_model(check, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org").mkdir()
+    assert check(model("org/name")) == []
 
 
 def test_old_driver_is_an_error(check):
