@@ -13,6 +13,7 @@ from vllm_space.settings import Settings
 
 log = logging.getLogger(__name__)
 
+MAX_LABELS = 10  # in a message
 WAIT = 5.0  # seconds to wait for a server's list; loading the page waits for it
 
 
@@ -37,6 +38,7 @@ class Catalog:
         self._listings: dict[Server, _Listing] = {}  # those that have not ended
         self._models: list[Model] = []
         self._problems: dict[str, str] = {}
+        self._missing = ""
         self._takes_images: dict[Model, bool | None] = {}
 
     @classmethod
@@ -49,7 +51,7 @@ class Catalog:
             Server.from_url(url, label=label, api_key=key, timeout=config.request_timeout)
             for label, url in config.servers.items()
         ]
-        return cls(servers, first, getattr(config, "model_images", None))
+        return cls(servers, first, config.model_images)
 
     @property
     def only_name(self) -> str:
@@ -73,10 +75,8 @@ class Catalog:
 
     def missing(self) -> str:
         """A warning if no server has the model that the owner has chosen; otherwise empty."""
-        models = self.models()
-        if not self.first or not models or self._problems or self._first_of(models):
-            return ""
-        return errors.no_such_model(self.first, models[0].label)
+        self._refresh()
+        return self._missing
 
     def find(self, label: str | None = None) -> Model:
         """The model with that label or name, by default the first. Raises ModelError if none."""
@@ -84,8 +84,9 @@ class Catalog:
         if model := _named(models, label) if label else next(iter(models), None):
             return model
         if models:
-            labels = ", ".join(model.label for model in models)
-            raise errors.Rejected(f"There is no model {label!r}. Available models: {labels}.")
+            raise errors.Rejected(
+                f"There is no model {label!r}. Available models: {join_labels(models)}."
+            )
         if self._problems:
             raise errors.Unreachable(next(iter(self._problems.values())))
         raise errors.no_server()
@@ -132,6 +133,7 @@ class Catalog:
             self._log_changes(problems)
             self._models, self._problems = self._sorted(models), problems
             self._refreshed_at = time.monotonic()
+            self._missing = self._warn_if_missing()
         finally:
             self._lock.release()
 
@@ -163,6 +165,15 @@ class Catalog:
         model = _named(models, self.first.rpartition(":")[0])
         return replace(model, name=self.first) if model else None
 
+    def _warn_if_missing(self) -> str:
+        models = self._models
+        if not self.first or not models or self._problems or self._first_of(models):
+            return ""
+        warning = errors.no_such_model(self.first, models[0].label)
+        if warning != self._missing:
+            log.warning(warning)
+        return warning
+
     def _log_changes(self, problems: dict[str, str]) -> None:
         for label in problems.keys() - self._problems.keys():
             log.warning(problems[label])
@@ -190,6 +201,13 @@ class _Listing(threading.Thread):
         except Exception:
             log.exception("a list of models could not be read")
             self.error = errors.internal()
+
+
+def join_labels(models: list[Model]) -> str:
+    """Their labels, for a message; of many models only the first."""
+    labels = ", ".join(model.label for model in models[:MAX_LABELS])
+    more = len(models) - MAX_LABELS
+    return f"{labels} and {more} more" if more > 0 else labels
 
 
 def _named(models: list[Model], name: str) -> Model | None:

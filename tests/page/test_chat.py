@@ -13,6 +13,7 @@ from playwright.sync_api import expect
 from support.chromium import ANSWER, NUMBERS, QUESTION, STOP, ask, message_box
 from support.programs import free_port
 from support.scripted_engine import Cut, ScriptedEngine, chat_event, chat_stream
+from vllm_space.tokenizer import TEST_IMAGE
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
@@ -214,9 +215,12 @@ def test_full_page_returns_the_message(page, visit):
 @pytest.fixture(scope="module")
 def configured(shared_page) -> Iterator[tuple[ScriptedEngine, str]]:
     """A page with two sampling defaults and a model that takes images: (engine, URL)."""
-    engine = ScriptedEngine(
-        lambda path, body: chat_stream("ok"), tokenize=lambda body: (200, {"count": 9})
-    )
+
+    def tokenize(body: dict) -> tuple[int, dict]:
+        looks = TEST_IMAGE in json.dumps(body)  # refuses what is no image, as vLLM does
+        return (200, {"count": 9}) if looks else (400, {"error": {"message": "no image"}})
+
+    engine = ScriptedEngine(lambda path, body: chat_stream("ok"), tokenize=tokenize)
     with engine.running():
         yield engine, shared_page(engine.url, TEMPERATURE="0.7", MAX_TOKENS="77")
 

@@ -99,8 +99,8 @@ class Controls:
         self.on_load.append((component, value))
 
     def labels(self) -> list[str]:
-        """Labels of all models, as the pickers offer them."""
-        return [model.label for model in self.catalog.models()]
+        """Labels of the models, as the pickers offer them."""
+        return [model.label for model in self.catalog.chat_models()]
 
     def initial_label(self, picker: gr.Dropdown) -> str | None:
         """The model that one of `model_pickers` starts with; None if there is no model."""

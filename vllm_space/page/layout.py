@@ -135,13 +135,14 @@ class Page:
         """The current models and problems."""
         controls = self.controls
         labels, selected, problem = controls.labels(), self.selected(label), self.problem()
+        banner = problem or _warning(self.catalog.missing())
         values: dict[Any, Any] = self.select_model(selected)
         pickers = {
             picker: gr.Dropdown(choices=labels, value=controls.initial_label(picker))
             for picker in controls.model_pickers
         }
         return {
-            self.banner: gr.Markdown(problem, visible=bool(problem)),
+            self.banner: gr.Markdown(banner, visible=bool(banner)),
             controls.retry_timer: gr.Timer(active=bool(problem)),
             controls.model: gr.Dropdown(choices=labels, value=selected, visible=len(labels) > 1),
             **pickers,
@@ -176,4 +177,8 @@ class Page:
         if status and status.state != "ready":
             why = f" Last failure: {status.reason}." if status.reason else ""
             return f"⏳ **{status.sentence}**{why} This page reconnects automatically."
-        return "  \n".join(f"⚠️ {sentence}" for sentence in self.catalog.problems().values())
+        return "  \n".join(map(_warning, self.catalog.problems().values()))
+
+
+def _warning(sentence: str) -> str:
+    return f"⚠️ {sentence}" if sentence else ""
