@@ -75,9 +75,7 @@ def _models(http: requests.Session, server: Server, name: str, timeout: float) -
         if entries is not None:
             break
     else:
-        if problem and not name:
-            raise problem
-        return [_without_list(http, server, name, limits)]
+        return [_without_list(http, server, name, limits, problem)]
     found = [_model(server, entry) for entry in entries]
     if not found and not name:
         raise errors.no_models(server.label)
@@ -98,13 +96,13 @@ def _entries(
         if not upgraded:
             check_response(response, server.secrets, logging.DEBUG)  # Catalog logs it, once
             entries = model_list.parse(_json(response), f"{base}/models")
-            server.base = base
+            server.found_at(base)
             return entries
     log.warning("The model server redirects to %s: set MODEL_URL to that.", upgraded)
     with _get(http, server.endpoint("/v1/models", upgraded), limits) as response:
         check_response(response, server.secrets, logging.DEBUG)
         entries = model_list.parse(_json(response), f"{upgraded}/models")
-        server.base = upgraded
+        server.found_at(upgraded)
         return entries
 
 
@@ -144,9 +142,16 @@ def _upgraded(response: requests.Response, base: str) -> str:
 
 
 def _without_list(
-    http: requests.Session, server: Server, name: str, limits: tuple[float, float]
+    http: requests.Session,
+    server: Server,
+    name: str,
+    limits: tuple[float, float],
+    problem: errors.ModelError | None,
 ) -> Model:
-    """The model of a server that has no list. Raises ModelError if there seems to be none."""
+    """The model of a server that has no list. Raises ModelError if there seems to be none.
+
+    `problem` is what the server answers instead of a list, unless it is 404.
+    """
 
     def status(target: str, base: str = "") -> int:
         with _get(http, server.endpoint(target, base), limits) as response:
@@ -156,9 +161,12 @@ def _without_list(
     chats = [base for base in server.bases if status("/v1/chat/completions", base) == 405]
     if not chats and status("/health") == 200 and status("/generate") == 405:
         return Model(server, server.label or LEGACY_NAME, "generate")
+    if problem and not (name and chats):
+        raise problem
     if not name:
         raise errors.no_model_list(f"{server.base}/models", 404)
-    server.base = chats[0] if chats else server.base
+    if chats:
+        server.found_at(chats[0])
     return Model(server, name)
 
 

@@ -34,9 +34,14 @@ class Server:
     query: str = field(default="", repr=False)
     login: str = field(default="", repr=False)  # "user:password" of HTTP's basic authentication
     base: str = ""
+    is_found: bool = False  # the API has been found at `base`
 
     def __post_init__(self) -> None:
         self.base = self.base or self.bases[0]
+
+    def found_at(self, base: str) -> None:
+        """Use this base from now on."""
+        self.base, self.is_found = base, True
 
     @classmethod
     def from_url(
