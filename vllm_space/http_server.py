@@ -178,7 +178,7 @@ _gradio_start_server = http_server.start_server
 
 
 def _start_server(
-    app: Any, server_name: str, server_port: int, **options: Any
+    app: Any, server_name: str, server_port: int | None = None, **options: Any
 ) -> tuple[str, int, str, http_server.Server]:
     # gradio 6.31: it requests http://:::7860/ if the page listens on ::
     name, port, _, server = _gradio_start_server(app, server_name, server_port, **options)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 from yarl import URL
 
+from vllm_space import connection, errors, network
 from vllm_space.connection import CONNECT_TIMEOUT
+from vllm_space.network import Proxy
 from vllm_space.server import Server
 
 # An engine works on these in a single thread and to the end, even if the client has left.
@@ -22,6 +26,7 @@ KEEP_ALIVE = 4
 MAX_TRIES = 3
 # Seconds within which a request on a dead connection fails. Later, it is the engine that failed.
 STALE_WITHIN = 1.0
+SOCKS_H = re.compile(r"(?<=socks5)h://|(?<=socks4)a://")
 
 
 class Busy(Exception):
@@ -40,20 +45,18 @@ class Call:
 
 
 class Upstream:
-    """Sends requests to engines. `lifespan` has to be entered first."""
+    """Sends requests to engines, each over its own pool. `lifespan` has to be entered first."""
 
     def __init__(self) -> None:
-        # By the URL of the server. A lock is held while the server's tokenizer works.
-        self.sessions: dict[str, aiohttp.ClientSession] = {}
-        self.counting: dict[str, asyncio.Lock] = {}
+        self.sessions: dict[tuple[Server, Proxy | None], aiohttp.ClientSession] = {}
+        # Each lock is held while the server's tokenizer works.
+        self.counting: dict[Server, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[aiohttp.ClientResponse]] = set()
 
     @asynccontextmanager
     async def lifespan(self, servers: list[Server]) -> AsyncIterator[None]:
-        """Keep a connection pool for each of these servers."""
-        for server in servers:
-            self.sessions[server.url] = _session(server)
-            self.counting[server.url] = asyncio.Lock()
+        """Accept requests to these servers, and close the connections at the end."""
+        self.counting = {server: asyncio.Lock() for server in servers}
         try:
             yield
         finally:
@@ -64,9 +67,10 @@ class Upstream:
                 await session.close()
 
     async def request(self, call: Call) -> aiohttp.ClientResponse:
-        """Send a request and return once the headers are in. Raises aiohttp.ClientError.
+        """Send a request and return once the headers are in; redirects are not followed.
 
-        Each server gets one call of its TOKENIZER_PATHS at a time; raises Busy after COUNT_WAIT.
+        Raises aiohttp.ClientError or asyncio.TimeoutError: see `explain`. Each server gets one call
+        of its TOKENIZER_PATHS at a time; raises Busy after COUNT_WAIT.
         """
         if call.target.partition("?")[0] in TOKENIZER_PATHS:
             return await self._in_turn(call)
@@ -75,13 +79,23 @@ class Upstream:
     async def _send(self, call: Call) -> aiohttp.ClientResponse:
         url = URL(call.server.endpoint(call.target), encoded=True)
         headers = {**call.headers, **call.server.headers}
+        try:
+            proxy = network.proxy_for(str(url))
+            session = self._session(call.server, proxy)
+        except errors.ModelError as error:
+            raise aiohttp.ClientConnectionError from error
+        options: dict[str, Any] = {"allow_redirects": False}
+        if url.scheme == "https":
+            options["ssl"] = network.ssl_context()
+        if proxy and not proxy.is_socks:
+            options["proxy"] = proxy.url
         tries = 0
         while True:
             tries += 1
             started_at = time.monotonic()
             try:
-                return await self.sessions[call.server.url].request(
-                    call.method, url, data=call.body or None, headers=headers, allow_redirects=False
+                return await session.request(
+                    call.method, url, data=call.body or None, headers=headers, **options
                 )
             except aiohttp.ClientConnectorError:
                 raise
@@ -89,6 +103,18 @@ class Upstream:
                 # Retry if the engine was closing a reused connection, as it does after an error.
                 if tries == MAX_TRIES or time.monotonic() - started_at > STALE_WITHIN:
                     raise
+            except (aiohttp.ClientError, asyncio.TimeoutError):
+                raise
+            except Exception as error:
+                # aiohttp does not wrap those of a SOCKS proxy, nor that of a name such as a..b
+                if isinstance(error, ValueError) or (proxy and proxy.is_socks):
+                    raise aiohttp.ClientConnectionError from error
+                raise
+
+    def _session(self, server: Server, proxy: Proxy | None) -> aiohttp.ClientSession:
+        if (server, proxy) not in self.sessions:
+            self.sessions[server, proxy] = _session(server, proxy)
+        return self.sessions[server, proxy]
 
     async def _in_turn(self, call: Call) -> aiohttp.ClientResponse:
         """Send the request when the server has answered those before it.
@@ -97,7 +123,7 @@ class Upstream:
         call is cancelled, the lock is held until the engine has answered. The page counts one at a
         time as well (client.py), so that at most two counts per server keep others waiting.
         """
-        lock = self.counting[call.server.url]
+        lock = self.counting[call.server]
         try:
             await asyncio.wait_for(lock.acquire(), COUNT_WAIT)
         except asyncio.TimeoutError:
@@ -118,15 +144,30 @@ def _close(task: asyncio.Task[aiohttp.ClientResponse]) -> None:
         task.result().close()
 
 
-def _session(server: Server) -> aiohttp.ClientSession:
+def _session(server: Server, proxy: Proxy | None) -> aiohttp.ClientSession:
+    options: dict[str, Any] = {"limit": 0, "keepalive_timeout": KEEP_ALIVE}
+    if proxy and proxy.is_socks:
+        from aiohttp_socks import ProxyConnector  # type: ignore[import-not-found]
+
+        # Its socks5 lets the proxy resolve names.
+        connector = ProxyConnector.from_url(SOCKS_H.sub("://", proxy.url), **options)
+    else:
+        connector = aiohttp.TCPConnector(**options)
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
+        connector=connector,
         timeout=aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_TIMEOUT, sock_read=server.timeout
         ),
-        # A local engine must not be reached through a proxy, nor with credentials from .netrc.
-        trust_env=not server.is_local,
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
     )
+
+
+def explain(error: BaseException, server: Server) -> errors.ModelError:
+    """Why a request failed, from an exception of `Upstream.request` or of reading its response."""
+    if isinstance(error, asyncio.TimeoutError) and not isinstance(
+        error, aiohttp.ConnectionTimeoutError
+    ):
+        return errors.timed_out(server.timeout)
+    return connection.problem(error, server)
