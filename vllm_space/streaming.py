@@ -14,11 +14,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_space import errors, reasoning
-from vllm_space.client import Chunk, Stream
+from vllm_space import errors
+from vllm_space.chunks import Chunk
+from vllm_space.client import Stream
+from vllm_space.reasoning import Splitter
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +36,8 @@ unqueued: ContextVar[bool] = ContextVar("unqueued", default=False)
 class Answer:
     """An answer so far. Times are in seconds. After an `error`, the text received so far stays."""
 
-    verbatim: bool = False  # leave <think> tags in the text
-    received: str = ""  # all text received, including <think> tags
+    verbatim: bool = False  # leave the tags of reasoning in the text
+    received: str = ""  # all text received, including these tags
     text: str = ""
     reasoning: str = ""
     reasoning_time: float | None = None  # how long it took; set once the text has begun
@@ -45,6 +47,7 @@ class Answer:
     usage: dict[str, Any] | None = None
     error: str | None = None
     ended: bool = False
+    _splitter: Splitter = field(default_factory=Splitter, repr=False, compare=False)
 
     def add(self, chunk: Chunk) -> None:
         if chunk.reasoning:  # the server separates it, so any tags in the text belong there
@@ -52,6 +55,8 @@ class Answer:
             self.verbatim = True
         if chunk.text:
             self.received += chunk.text
+            if not self.verbatim:
+                self._splitter.add(chunk.text)
             self.update_text()
         self.finish_reason = chunk.finish_reason or self.finish_reason
         self.usage = chunk.usage or self.usage
@@ -65,8 +70,12 @@ class Answer:
         if self.verbatim:
             self.text = self.received
         else:
-            self.reasoning, self.text = reasoning.split(self.received, ended)
-        if self.reasoning and self.text and self.reasoning_time is None:
+            if ended:
+                self._splitter.end()
+            self.reasoning, self.text = self._splitter.split()
+        if not self.text:  # what was shown as text has turned out to be reasoning
+            self.reasoning_time = None
+        elif self.reasoning and self.reasoning_time is None:
             self.reasoning_time = self.elapsed - (self.ttft or 0)
 
 
