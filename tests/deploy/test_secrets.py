@@ -102,6 +102,53 @@ def test_secrets_appear_nowhere(marked, tmp_path):
     assert not marks.search(running.output)
 
 
+@pytest.mark.vllm
+@pytest.mark.parametrize("source", ["HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HOME"])
+def test_any_token_is_the_engines_only(program, tmp_path, source):
+    """Also if `hf auth login` saved it."""
+    token = SECRETS["HF_TOKEN"]
+    (tmp_path / "token").write_text(f"{token}\n")
+    values = {"HF_TOKEN_PATH": str(tmp_path / "token"), "HF_HOME": str(tmp_path)}
+    port = free_port()
+    env = STAND_IN_ENGINE | {"ENGINE_PORT": str(free_port()), "SCRIPT": "indiscreet"}
+    running = program([*START, "--port", str(port)], **env, **{source: values.get(source, token)})
+    running.wait_until_up(f"http://127.0.0.1:{port}", 60)
+    assert running.part(STAND_IN).environ()["HF_TOKEN"] == token
+    assert MARK not in str(running.part("app.py").environ())
+    assert MARK not in running.output
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MODEL_URL", "user:MARKED-1@gpu-box"),
+        ("MODEL_URL", "http://u:MARKED/2@gpu-box"),
+        ("MODELS", '{"a": "ftp://gpu-box/?key=MARKED-3"}'),
+    ],
+)
+def test_bad_address_hides_its_password(program, name, value):
+    running = program([*START, "--port", str(free_port())], **{name: value})
+    assert running.process.wait(30) == 2
+    assert f"ERROR: {name}=" in running.output
+    assert MARK not in running.output
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MODEL_API_KEY", "MARKED-key’"),
+        ("APP_PASSWORD", "MARKED\npassword"),
+        ("APP_USERS", "alice:MARKED,password"),
+    ],
+)
+def test_unusable_secret_is_not_printed(program, name, value):
+    env = {"APP_USERNAME": "alice", "APP_PASSWORD": "x", name: value}
+    running = program([*START, "--port", str(free_port())], MODEL_URL="http://127.0.0.1:9", **env)
+    assert running.process.wait(30) == 2
+    assert running.output.startswith(f"ERROR: {name} ")
+    assert MARK not in running.output
+
+
 @pytest.mark.parametrize(
     "name", ["MODEL_API_KEY", "HF_TOKEN", "APP_PASSWORD", "APP_USERS", "API_KEYS"]
 )
