@@ -13,9 +13,10 @@ from starlette.requests import Request
 from vllm_space.api_error import ApiError, is_for_anthropic
 from vllm_space.settings import shorten
 
+MODELS = "/v1/models"
 # Path -> method. All other engine endpoints are blocked: LoRA loading, sleep, profiling, metrics...
 ENDPOINTS = {
-    "/v1/models": "GET",
+    MODELS: "GET",
     "/v1/chat/completions": "POST",
     "/v1/completions": "POST",
     "/v1/responses": "POST",
@@ -26,7 +27,7 @@ ENDPOINTS = {
     "/detokenize": "POST",
     "/version": "GET",
 }
-MODEL = "/v1/models/"  # then the id of a model, which can contain slashes
+MODEL = f"{MODELS}/"  # then the id of a model, which can contain slashes
 
 # What clients put in front of an endpoint if their base address is not ours: another version, the
 # addresses of other providers (Azure's has the name of a deployment), or an endpoint.

@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from vllm_space import api_error, error_body, errors
+from vllm_space import api_error, connection, error_body, errors
 from vllm_space.api_error import RETRY_AFTER, ApiError
 
 SMALL = 16 * 2**10  # bytes; an error that comes with status 200 is smaller
@@ -27,6 +27,9 @@ def check(response: aiohttp.ClientResponse, head: bytes, path: str, secrets: Ite
     `head` is the beginning of its body. `secrets` are masked in what the server says.
     """
     status = response.status
+    if 300 <= status < 400:
+        location = response.headers.get("location", "")
+        raise api_error.engine_unavailable(connection.redirected(str(response.url), location))
     is_answer = 200 <= status < 300 or 400 <= status < 600
     if response.content_type == "text/html" or not is_answer:
         is_down = status in (502, 503)

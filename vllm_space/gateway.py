@@ -1,8 +1,7 @@
 """The API gateway: serves the engine's OpenAI-compatible API at /v1 to clients with an API key.
 
-Engine responses are passed through unchanged, byte for byte, as they arrive, except for those that
-clients could not use: see api_answer.py, api_models.py and api_response.py. Knows nothing of the
-page.
+It checks the key, the path, the limits and the request, and finds the engine that has the model.
+Knows nothing of the page.
 """
 
 from __future__ import annotations
@@ -10,16 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import aiohttp
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -30,26 +26,25 @@ from vllm_space import (
     api_error,
     api_models,
     api_paths,
+    api_relay,
     api_request,
-    api_response,
     auth,
     errors,
     text_limit,
 )
 from vllm_space.api_answer import Wish
-from vllm_space.api_error import RETRY_AFTER, ApiError
+from vllm_space.api_error import ApiError
+from vllm_space.api_paths import MODELS
+from vllm_space.api_relay import Relay
 from vllm_space.api_request import ApiRequest
 from vllm_space.catalog import Catalog
-from vllm_space.context_fit import ContextFit, read_head
 from vllm_space.key_limits import KeyLimits
 from vllm_space.server import Model, Server
 from vllm_space.settings import Settings, shorten
-from vllm_space.upstream import Busy, Call, Upstream
+from vllm_space.upstream import Call, Upstream
 
 log = logging.getLogger(__name__)
 
-LIST = "/v1/models"
-CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # not allowed in a header
 
 # Not the client's API key, which is meant for this gateway, nor its cookies, which are the page's.
 REQUEST_HEADERS = (
@@ -63,14 +58,6 @@ REQUEST_HEADERS = (
     "anthropic-version",
     "anthropic-beta",
 )
-RESPONSE_HEADERS = (
-    "content-type",
-    "content-length",
-    "content-encoding",
-    "cache-control",
-    "x-request-id",
-    "retry-after",
-)
 
 
 class Gateway:
@@ -83,7 +70,6 @@ class Gateway:
     def __init__(self, config: Settings, catalog: Catalog):
         self.config = config
         self.catalog = catalog
-        self.started_at = int(time.time())
         self.keys: dict[str, str] = {}  # key -> its name
         for number, secret in enumerate(config.api_keys, start=1):
             name, colon, key = secret.get_secret_value().partition(":")
@@ -94,7 +80,7 @@ class Gateway:
             for name in self.counts
         }
         self.upstream = Upstream()
-        self.context_fit = ContextFit(self.upstream, catalog)
+        self.relay = Relay(self.upstream, catalog)
         self.app = self._with_cors(self._handle)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -188,13 +174,13 @@ class Gateway:
         its name, or if MAX_TOKENS_LIMIT lowers the tokens. Raises ApiError.
         """
         path = request.scope["path"]
-        if path.startswith(LIST):
+        if path.startswith(MODELS):
             return await self._serve_models(request, limits, send)
         target = f"{path}?{request.url.query}" if request.url.query else path
-        headers = _pick(request.headers, REQUEST_HEADERS)
+        headers = api_relay.pick(request.headers, REQUEST_HEADERS)
         call = Call(self.catalog.servers[0], request.method, target, headers, body)
         if request.method == "GET":
-            return await self._relay(call, None, limits, send)
+            return await self.relay.answer(call, None, limits, send)
         headers.setdefault("content-type", "application/json")
         parsed = await limits.compute(len(body), partial(ApiRequest.parse, path, body))
         server, changes = await self._route(parsed)
@@ -208,31 +194,38 @@ class Gateway:
             parsed = parsed.changed(changes)
             body = await limits.compute(parsed.length, parsed.encode)
         call = replace(call, server=server, body=body)
-        return await self._relay(call, parsed, limits, send, wish)
+        return await self.relay.answer(call, parsed, limits, send, wish)
 
     async def _serve_models(self, request: Request, limits: KeyLimits, send: Send) -> None:
-        """Send the list of models, or one of them. Raises ApiError."""
+        """Send the list of models, or one of them. Raises ApiError.
+
+        A single server's own list is sent, which says more about the models than the catalog.
+        """
         name = api_paths.model_id(request)
-        if len(self.catalog.servers) > 1:
-            models = await run_in_threadpool(self.catalog.models)
-            if not models and (problems := self.catalog.problems()):
-                raise api_error.engine_unavailable(errors.Unreachable(" ".join(problems.values())))
-            listing = api_models.of_servers(models, self.started_at)
-            found = json.dumps(api_models.find(listing, name) if name else listing).encode()
-            await _send(send, 200, {"content-type": api_answer.JSON}, found)
-            return
-        server = self.catalog.servers[0]
-        headers = _pick(request.headers, REQUEST_HEADERS) | {"accept-encoding": "identity"}
-        call = Call(server, "GET", f"{LIST}?{request.url.query}".rstrip("?"), headers, b"")
-        async with self._response(call, None, limits) as (response, head):
-            body = head + await response.read()
-            if response.status == 200:
-                read = partial(api_models.of_server, body, server.endpoint(LIST), self.started_at)
-                try:
-                    body = await limits.compute(len(body), partial(read, name))
-                except errors.ModelError as error:
-                    raise api_error.engine_unavailable(error) from None
-            await _send(send, response.status, _pick(response.headers, RESPONSE_HEADERS), body)
+        call = Call(
+            self.catalog.servers[0],
+            "GET",
+            f"{MODELS}?{request.url.query}".rstrip("?"),
+            api_relay.pick(request.headers, REQUEST_HEADERS) | {"accept-encoding": "identity"},
+            b"",
+        )
+        problem = None
+        if len(self.catalog.servers) == 1:
+            try:
+                await self.relay.models(call, name, limits, send)
+                return
+            except ApiError as error:
+                if error.status != 404 or error.code == "model_not_found":
+                    raise
+                problem = error  # the server has no list, but MODEL_ID may name its model
+        models = await run_in_threadpool(self.catalog.models)
+        listing = api_models.of_servers(models, self.relay.started_at)
+        if not listing["data"] and problem:
+            raise problem
+        if not models and (problems := self.catalog.problems()):
+            raise api_error.engine_unavailable(errors.Unreachable(" ".join(problems.values())))
+        body = json.dumps(api_models.find(listing, name) if name else listing).encode()
+        await api_relay.send_whole(send, 200, {"content-type": api_answer.JSON}, body)
 
     async def _route(self, parsed: ApiRequest) -> tuple[Server, dict[str, Any]]:
         """The server that has the model, and the changes that it needs to know it by its name.
@@ -243,7 +236,7 @@ class Gateway:
         if len(self.catalog.servers) == 1:
             server = self.catalog.servers[0]
             if parsed.size.characters > text_limit.ALWAYS_ALLOWED:
-                _check_context(parsed, await self.context_fit.model(server, label))
+                _check_context(parsed, await self.relay.context_fit.model(server, label))
             return server, {}
         label = label if isinstance(label, str) else None
         model = await run_in_threadpool(self._find, label)
@@ -264,88 +257,6 @@ class Gateway:
             raise api_error.legacy_server()
         return model
 
-    async def _relay(
-        self,
-        call: Call,
-        parsed: ApiRequest | None,
-        limits: KeyLimits,
-        send: Send,
-        wish: Wish | None = None,
-    ) -> None:
-        """Send the engine's response to the client as it arrives. Raises ApiError if there is none.
-
-        When cancelled, it closes the connection, upon which the engine stops generating.
-        """
-        async with self._response(call, parsed, limits) as (response, head):
-            headers = _pick(response.headers, RESPONSE_HEADERS)
-            if response.status in (502, 503):
-                headers.setdefault("retry-after", str(RETRY_AFTER))
-            if response.status != 200 or "content-encoding" in headers:
-                wish = None
-            streams = response.content_type == api_answer.EVENTS
-            if wish and not streams:
-                data = head + await response.read()
-                data, headers["content-type"] = await limits.compute(
-                    len(data), partial(wish.whole, data)
-                )
-                await _send(send, response.status, headers, data)
-                return
-            if streams:
-                headers["x-accel-buffering"] = "no"  # tells a proxy not to buffer the stream
-            await _start(send, response.status, headers)
-            if head:
-                await send({"type": "http.response.body", "body": head, "more_body": True})
-            data = b""
-            try:
-                async for data in response.content.iter_any():
-                    data = wish.part(data) if wish else data
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
-                data = wish.end() if wish else b""
-            except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-                log.error("the engine cut off an answer: %s", type(error).__name__)
-                if not streams or (data and not data.endswith(b"\n\n")):
-                    return  # in mid-event: the connection is closed, so that the client notices
-                data = api_error.engine_unavailable(errors.cut_off()).event(call.target)
-            await send({"type": "http.response.body", "body": data})
-
-    @asynccontextmanager
-    async def _response(
-        self, call: Call, parsed: ApiRequest | None, limits: KeyLimits
-    ) -> AsyncIterator[tuple[aiohttp.ClientResponse, bytes]]:
-        """The engine's response, and the bytes that were already read from it.
-
-        Raises ApiError if there is none, or if it would mislead the client.
-        """
-        try:
-            async with self.context_fit.response(call, parsed, limits) as (response, head):
-                if response.status >= 400:
-                    head = head or await read_head(response)
-                elif response.content_type == api_answer.JSON:
-                    head = await response.content.readany()
-                if response.status == 404:
-                    await self._check_protocol(call.server)
-                path = call.target.partition("?")[0]
-                server = call.server
-                secrets = (server.api_key or "", server.login.partition(":")[2])
-                api_response.check(response, head, path, secrets)
-                yield response, head
-        except Busy:
-            message = "The engine is busy counting tokens for others. Try again in a moment."
-            raise ApiError(503, message, "engine_busy", retry_after=RETRY_AFTER) from None
-        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            log.error("the engine failed to answer a request: %s", type(error).__name__)
-            timed_out = isinstance(error, aiohttp.SocketTimeoutError)
-            raise api_error.engine_unavailable(
-                errors.timed_out(call.server.timeout) if timed_out else errors.unreachable()
-            ) from None
-
-    async def _check_protocol(self, server: Server) -> None:
-        """Raise ApiError if a server has no OpenAI API."""
-        models = await run_in_threadpool(self.catalog.models)
-        own = [model for model in models if model.server == server]
-        if models and all(model.protocol != "openai" for model in own):
-            raise api_error.legacy_server()
-
 
 def _check_context(parsed: ApiRequest, model: Model | None) -> None:
     """Raise ApiError if the prompt cannot fit into the model's context."""
@@ -361,26 +272,6 @@ def _invalid_key() -> ApiError:
         "Send one of this Space's keys as `Authorization: Bearer <key>`."
     )
     return ApiError(401, message, "invalid_api_key", www_authenticate="Bearer")
-
-
-async def _start(send: Send, status: int, headers: Mapping[str, str]) -> None:
-    """Send the head of a response."""
-    raw = [
-        (name.encode(), value.encode("utf-8", "surrogateescape"))  # as aiohttp decodes
-        for name, value in headers.items()
-        if not CONTROL.search(value)
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": raw})
-
-
-async def _send(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:
-    """Send a complete response."""
-    await _start(send, status, {**headers, "content-length": str(len(body))})
-    await send({"type": "http.response.body", "body": body})
-
-
-def _pick(headers: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
-    return {name: headers[name] for name in names if name in headers}
 
 
 async def _while_connected(receive: Receive, work: Awaitable[None]) -> None:
