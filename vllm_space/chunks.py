@@ -17,7 +17,7 @@ from vllm_space import error_body, errors, sse
 
 log = logging.getLogger(__name__)
 
-DECODER = json.JSONDecoder()
+DECODER = json.JSONDecoder(strict=False)  # some servers leave tabs in strings
 DONE = "[DONE]"
 MAX_DEPTH = 8  # of parts within parts
 TEXTS = ("text", "thinking", "summary", "content", "value", "refusal")  # where a part has its text
@@ -56,7 +56,7 @@ def read(blocks: Iterable[bytes], secrets: Iterable[str] = ()) -> Iterator[Chunk
     and for an answer that is cut off or unreadable. What came before has been yielded by then.
     """
     answer = _Answer(tuple(secrets))
-    for name, data in sse.events(blocks):
+    for name, data in sse.events(answer.received(blocks)):
         text = data.decode("utf-8", "replace").strip()
         if len(text) < 10 and text.strip('"').upper() == DONE:
             return answer.end(is_done=True)
@@ -67,7 +67,7 @@ def read(blocks: Iterable[bytes], secrets: Iterable[str] = ()) -> Iterator[Chunk
         except (ValueError, RecursionError) as error:
             answer.skip(name, text, error)
             continue
-        for event in value if isinstance(value, list) else (value,):
+        for event in value if value and isinstance(value, list) else (value,):
             if not isinstance(event, dict):
                 answer.skip(name, text)
                 continue
@@ -97,6 +97,14 @@ class _Answer:
         self.is_truncated = False
         self.text = _Characters()
         self.reasoning = _Characters()
+
+    def received(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        """The blocks. If the connection breaks when the server has said all, they just end."""
+        try:
+            yield from blocks
+        except Exception:
+            if not self.is_finished and not self.unread:
+                raise
 
     def chunk(self, event: dict[str, Any]) -> Chunk | None:
         """What an event brings; None if it is nothing."""

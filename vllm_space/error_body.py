@@ -30,6 +30,9 @@ HTML = re.compile(
 )
 EVENT = re.compile(r"(?:data|error):\s*")
 
+FAILURE = re.compile(
+    r"error|exception|fail|invalid|exceeded|denied|unavailable|overload|time.?out", re.IGNORECASE
+)
 NUMBERS = ("code", "status", "status_code", "statusCode", "http_status_code", "http_status")
 # What servers write in `code`, `type` or `status` -> the HTTP status that it stands for.
 STATUSES = {
@@ -102,7 +105,13 @@ def is_error(body: dict[str, Any]) -> bool:
         return any(error.values())  # some servers send all fields, empty, with every event
     if error or body.get("object") == "error" or body.get("type") == "error":
         return True
-    return has_message(body) and any(http_error(body.get(name)) for name in NUMBERS)
+    if not has_message(body):
+        return False
+    return (
+        any(http_error(body.get(name)) for name in NUMBERS)
+        or any(name.startswith("error") and value for name, value in body.items())
+        or any(FAILURE.search(kind) for kind in kinds(body))
+    )
 
 
 def has_message(body: dict[str, Any]) -> bool:

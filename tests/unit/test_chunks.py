@@ -83,6 +83,7 @@ SURE = delta(content="Sure, ")
         delta(content=[{"type": "text", "text": "Hel"}, {"type": "output_text", "text": "lo"}])
         + STOP,
         delta(content=["Hel", "lo"]) + STOP,
+        delta(content="Hel", x="a\tb").replace(rb"\t", b"\t") + delta("stop", content="lo"),
         delta(content={"type": "text", "text": "Hello"}) + STOP,
         delta(content=[{"type": "reference", "ids": [1]}, {"type": "text", "text": "Hello"}])
         + STOP,
@@ -229,7 +230,8 @@ def test_whole_answer_needs_no_reason():
         event(type="error", error={"type": "overloaded_error", "message": "Out of memory"}),
         event(message="Out of memory", code=500),
         event(message="Out of memory", code="server_error") + DONE,
-        event(status="failed", message="Out of memory"),
+        event(status="failed", message="Out of memory") + STOP + DONE,
+        event(error_type="oom", message="Out of memory") + STOP + DONE,
         event(detail="Out of memory"),
         event(detail={"message": "Out of memory"}) + DONE,
         event(detail=[{"loc": ["body"], "msg": "Out of memory", "type": "oom"}]),
@@ -266,6 +268,7 @@ def test_errors_of_every_form_are_shown(start, end):
         (b"<html><h1>Welcome</h1></html>", "invalid response"),
         (b"<!DOCTYPE html>\n<html>\n\n<p>data</p>", "invalid response"),
         (b'{"status": "ok"}', "invalid response"),
+        (b"[]", "invalid response"),
         (b"\x00\xff\xfe \x01", "invalid response"),
         (b"", "cut off"),
         (b": keep-alive\n\n", "cut off"),
@@ -296,6 +299,20 @@ def test_own_gateway_error_is_passed_on():
 )
 def test_unreadable_end_is_told_apart(end, expected):
     assert failure(SURE, end) == ("Sure, ", str(expected))
+
+
+def test_connection_may_break_after_the_end():
+    def broken(*blocks: bytes):
+        yield from blocks
+        raise errors.unreachable()
+
+    answer = joined(list(chunks.read(broken(SURE, STOP))))
+    assert (answer.text, answer.finish_reason) == ("Sure, ", "stop")
+    with pytest.raises(errors.ModelError, match="Out of memory"):
+        list(chunks.read(broken(SURE, event(message="Out of memory"))))
+    for blocks in ([SURE], [SURE, delta(role="assistant")], [SURE, DONE[:-4]]):
+        with pytest.raises(errors.Unreachable):
+            list(chunks.read(broken(*blocks)))
 
 
 def test_unreadable_events_are_logged_once(caplog):
