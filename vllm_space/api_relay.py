@@ -27,7 +27,7 @@ from vllm_space.catalog import Catalog
 from vllm_space.context_fit import ContextFit, read_head
 from vllm_space.key_limits import KeyLimits
 from vllm_space.server import Server
-from vllm_space.upstream import Busy, Call, Upstream
+from vllm_space.upstream import Busy, Call, Upstream, explain
 
 log = logging.getLogger(__name__)
 
@@ -124,19 +124,14 @@ class Relay:
                 if response.status == 404:
                     await self._check_protocol(call.server)
                 path = call.target.partition("?")[0]
-                server = call.server
-                secrets = (server.api_key or "", server.login.partition(":")[2])
-                api_response.check(response, head, path, secrets)
+                api_response.check(response, head, path, call.server.secrets)
                 yield response, head
         except Busy:
             message = "The engine is busy counting tokens for others. Try again in a moment."
             raise ApiError(503, message, "engine_busy", retry_after=RETRY_AFTER) from None
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             log.error("the engine failed to answer a request: %s", type(error).__name__)
-            timed_out = isinstance(error, aiohttp.SocketTimeoutError)
-            raise api_error.engine_unavailable(
-                errors.timed_out(call.server.timeout) if timed_out else errors.unreachable()
-            ) from None
+            raise api_error.engine_unavailable(explain(error, call.server)) from None
 
     async def _check_protocol(self, server: Server) -> None:
         """Raise ApiError if a server has no OpenAI API."""

@@ -325,11 +325,15 @@ def test_unreadable_lists_are_errors(monkeypatch, body, words):
 
 
 def test_named_model_needs_no_list():
-    def script(path: str, body: dict) -> tuple[int, dict]:
-        return (200, {"text": "hello"}) if path == CHAT_PATH else (404, {"detail": "Not Found"})
+    class Server(QuietHandler):
+        def do_GET(self) -> None:
+            self.reply(405 if self.path == CHAT_PATH else 404, {"detail": "Not Found"})
 
-    without = ScriptedEngine(script, models=None)
-    with without.running(), serving(f"{without.url}/v1", model_id="toy") as url:
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.reply(200, {"text": "hello"})
+
+    with http_serving(Server) as server, serving(f"{server.url}/v1", model_id="toy") as url:
         entries = requests.get(f"{url}/v1/models", headers=KEY, timeout=5).json()["data"]
         assert [entry["id"] for entry in entries] == ["toy"]
         assert requests.get(f"{url}/v1/models/toy", headers=KEY, timeout=5).json() == entries[0]
