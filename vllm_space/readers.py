@@ -61,8 +61,16 @@ def lines(value: Any) -> Any:
     return _text_list(value, "\n")
 
 
-def comma_separated(value: Any) -> Any:
+def split_at_commas(value: Any) -> Any:
+    """The items as they are written."""
     return _text_list(value, ",")
+
+
+def comma_separated(value: Any) -> Any:
+    items = split_at_commas(value)
+    if not isinstance(items, (list, tuple)):
+        return items
+    return [clean(item) if isinstance(item, str) else item for item in items]
 
 
 def stop_sequences(value: Any) -> Any:
@@ -272,7 +280,7 @@ def _describe(character: str) -> str:
 
 def _secret_list(value: Any, kind: str, read_item: Callable[[str], str]) -> Any:
     """Comma-separated secrets. `read_item` raises ValueError without any part of the item."""
-    items = comma_separated(clean(value) if isinstance(value, str) else value)
+    items = split_at_commas(clean(value) if isinstance(value, str) else value)
     if not isinstance(items, (list, tuple)):
         return items
     secrets = []

@@ -1,7 +1,7 @@
 """Environment variables and secrets -> one frozen, typed `Settings`.
 
-The only module that reads the owner's variables; hardware.py reads those of the platform. Each
-variable is declared here once: its name, type, bounds, allowed values in words, and meaning. A test
+The only module that knows the owner's variables; dotenv.py finds their text, readers.py reads it.
+Each is declared here once: its name, type, bounds, allowed values in words, and meaning. A test
 checks the README's tables against these declarations. Imports neither Gradio nor vLLM.
 """
 
@@ -508,7 +508,7 @@ def _removed(config: Settings, texts: dict[str, str]) -> Iterator[str]:
     for name in VARIABLES:
         text, value = texts.get(name, ""), getattr(config, name.lower())
         if name in SECRETS:
-            items = readers.comma_separated(text) if isinstance(value, tuple) else [text]
+            items = readers.split_at_commas(text) if isinstance(value, tuple) else [text]
             if text and (text != text.strip() or items != [*_secrets_in([value])]):
                 too = ", or `Bearer` before it" if "KEY" in name or "TOKEN" in name else ""
                 yield f"{name} has white space or quotes around a value{too}: ignoring them."

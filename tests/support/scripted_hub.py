@@ -40,9 +40,13 @@ def hub(*models: dict, refs: tuple[str, ...] = ("main",)) -> Iterator[str]:
 
     class Handler(QuietHandler):
         def send_file(self, model_id: str, name: str) -> None:
-            content = by_id[model_id]["content"][name]
+            content = by_id.get(model_id, {}).get("content", {}).get(name)
+            if content is None:
+                return self.reply(404, {"error": "Not found"}, X_Error_Code="EntryNotFound")
             tag = f'"{hashlib.sha256(content).hexdigest()}"'
-            self.reply(200, content, "application/octet-stream", ETag=tag, X_Repo_Commit=COMMIT)
+            return self.reply(
+                200, content, "application/octet-stream", ETag=tag, X_Repo_Commit=COMMIT
+            )
 
         def do_HEAD(self) -> None:
             self.do_GET()
@@ -62,6 +66,8 @@ def hub(*models: dict, refs: tuple[str, ...] = ("main",)) -> Iterator[str]:
                 matches = [model for name, model in by_id.items() if search in name.lower()]
                 return self.reply(200, matches)
             # /api/models/ORG/NAME, alone or followed by /auth-check or /revision/REVISION
+            if not url.path.startswith("/api/models/"):
+                return self.reply(404, {"error": "Not found"})
             _, _, org, name, *action = url.path.strip("/").split("/")
             model = by_id.get(f"{org}/{name}")
             if token and token != GOOD_TOKEN:

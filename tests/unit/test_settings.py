@@ -40,6 +40,7 @@ def load(monkeypatch, *argv: str, **variables: str) -> settings.Settings:
         ),
         ("ENGINE_ARGS", "--max-num-seqs 8 -x 'my file'", ("--max-num-seqs", "8", "-x", "my file")),
         ("OAUTH_ALLOWED", "alice, acme", ("alice", "acme")),
+        ("OAUTH_ALLOWED", '"alice", "acme"', ("alice", "acme")),
         ("APP_EXAMPLES", '["a, b", "c"]', ("a, b", "c")),
         (
             "API_CORS_ORIGINS",
