@@ -59,10 +59,10 @@ _CLOSED = re.compile(
 
 def serves(path: str) -> bool:
     """Whether the gateway handles this path, if only to reject it. Gradio has none of these."""
+    if path in ENDPOINTS:
+        return True
     plain = _plain(path)
-    return path in ENDPOINTS or any(
-        pattern.fullmatch(plain) for pattern in (_API, _MISADDRESSED, _BASE, _CLOSED)
-    )
+    return any(pattern.fullmatch(plain) for pattern in (_API, _MISADDRESSED, _BASE, _CLOSED))
 
 
 def check(request: Request) -> None:

@@ -65,6 +65,54 @@ def test_page_login_does_not_apply_to_api(page, engine):
     assert requests.get(f"{url}/config", headers=KEY, timeout=5).status_code == 401
 
 
+LOGIN = {"APP_USERNAME": "alice", "APP_PASSWORD": "right"}
+
+
+@pytest.mark.parametrize("variables", [{}, LOGIN], ids=["open", "sign-in"])
+def test_wrong_addresses_never_reach_gradio(page, engine, variables):
+    url = page(engine.url, API_KEYS=API_KEY, **variables)
+    for headers in (KEY, {}):
+        for path in (
+            "/v1//models",
+            "/v1/models/",
+            "//v1/chat/completions",
+            "/chat/completions",
+            "/models",
+            "/v1/v1/messages",
+            "/v1%2Fmodels",
+        ):
+            for method in ("GET", "POST"):
+                request = requests.Request(method, url, headers=headers, json=CHAT).prepare()
+                request.url = url + path
+                response = requests.Session().send(request, timeout=5)
+                assert response.status_code == 404, path
+                assert f"{url}/v1:" in response.json()["error"]["message"], path
+    for path in ("/metrics", "/v1/responses/x", "/tokenizer_info"):
+        message = requests.get(url + path, headers=KEY, timeout=5).json()["error"]["message"]
+        assert "closed on purpose" in message
+    assert requests.get(f"{url}/health", timeout=5).json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("variables", [{}, LOGIN], ids=["open", "sign-in"])
+def test_paths_of_the_page_stay_its_own(page, engine, variables):
+    url = page(engine.url, API_KEYS=API_KEY, **variables)
+    browser = {"Accept": "text/html"}
+    home = requests.get(url, headers=browser, timeout=5)
+    assert (home.status_code, home.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    for path in ("/config", "/gradio_api/info"):
+        assert requests.get(url + path, timeout=5).status_code == (401 if variables else 200)
+    for path in ("/nothing", "/blog/models", "/docs"):
+        response = requests.get(url + path, headers=browser, timeout=5)
+        assert (response.status_code, response.json()) == (404, {"detail": "Not Found"})
+
+
+def test_base_address_is_the_one_behind_a_proxy(page, engine):
+    url = page(engine.url, API_KEYS=API_KEY, FORWARDED_ALLOW_IPS="127.0.0.1")
+    proxied = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "space.example"}
+    message = requests.get(f"{url}/models", headers=proxied, timeout=5).json()["error"]["message"]
+    assert "https://space.example/v1:" in message
+
+
 def test_open_stream_does_not_block_the_page(page):
     with ScriptedEngine(lambda path, body: chat_stream(*"ab", every=1)).running() as engine:
         url = page(engine.url, API_KEYS=API_KEY)

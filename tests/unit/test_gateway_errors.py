@@ -14,6 +14,7 @@ from support.http_server import QuietHandler
 from support.http_server import serving as http_serving
 from support.programs import API_KEY, KEY
 from support.scripted_engine import Cut, ScriptedEngine, chat_event, event
+from vllm_space.server import Server
 
 MESSAGES = CHAT | {"max_tokens": 5}
 HTML = "<html><title>502 Bad Gateway</title></html>"
@@ -176,6 +177,17 @@ def test_redirects_name_the_new_address(status):
             message = response.json()["error"]["message"]
             assert response.status_code == 502
             assert "set MODEL_URL to https://new.example/v1." in message
+
+
+def test_impossible_headers_are_json_errors(monkeypatch):
+    impossible = property(lambda server: {"Authorization": "Bearer marked\n"})
+    with ScriptedEngine().running() as engine, serving(engine.url) as url:
+        monkeypatch.setattr(Server, "headers", impossible)
+        listing = requests.get(f"{url}/v1/models", headers=KEY, timeout=5)
+        for response in (listing, post(url), post(url, "/v1/messages")):
+            assert response.status_code in (500, 502, 503)
+            assert response.json()["error"]["message"].endswith(".")
+            assert "marked" not in response.text
 
 
 class Compressed(QuietHandler):
