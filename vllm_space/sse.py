@@ -55,6 +55,7 @@ def events(blocks: Iterable[bytes]) -> Iterator[tuple[str, bytes]]:
                 elif field == b"error":
                     yield ERROR, value
                 elif field == b"data":
+                    size = _checked(size + 1)
                     data.append(b"")
                 elif field.strip() not in (b"", b"id", b"retry"):
                     if not body and _is_object(line):

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_space import chunks, errors
@@ -386,6 +386,7 @@ def outcome(blocks: list[bytes]) -> object:
     return joined(received)
 
 
+@settings(deadline=None, database=None)
 @given(st.sampled_from(ANSWERS), st.sampled_from([b"\n", b"\r\n", b"\r"]), st.data())
 def test_form_of_a_stream_changes_nothing(events, ending, data):
     noisy = b""
@@ -417,12 +418,14 @@ EVENTS = st.dictionaries(NAMES, VALUES, max_size=4) | st.builds(
 )
 
 
+@settings(deadline=None, database=None)
 @given(st.lists(EVENTS | VALUES, max_size=4), st.booleans())
 def test_any_json_is_an_answer_or_an_error(values, done):
     stream = b"".join(b"data: " + json.dumps(value).encode() + b"\n\n" for value in values)
     outcome([stream + (DONE if done else b"")])
 
 
+@settings(deadline=None, database=None)
 @given(st.lists(st.binary() | st.sampled_from([b"data: ", b"\n\n", b"{", b'"', b"[", b"error: "])))
 def test_any_bytes_are_an_answer_or_an_error(blocks):
     outcome(blocks)

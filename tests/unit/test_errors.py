@@ -1,7 +1,7 @@
 """What people read when a model server returns an error, in its own words."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_space import errors
@@ -203,6 +203,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None, database=None)
 @given(VALUES, VALUES)
 def test_any_error_becomes_one_line(status, body):
     sentence = message(status, body)

@@ -1,7 +1,7 @@
 """Server-sent events by the standard, and what model servers send besides."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_space import errors, sse
@@ -97,6 +97,7 @@ def test_many_lines_of_data_are_bounded():
 LINES = [b"data: one", b"data:two", b"data", b"", b": hi", b"event: e", b"error: x", b"id: 1", JSON]
 
 
+@settings(deadline=None, database=None)
 @given(st.lists(st.sampled_from(LINES)), st.sampled_from([b"\n", b"\r\n", b"\r"]), st.data())
 def test_cuts_and_endings_change_nothing(lines, ending, data):
     stream = b"".join(line + ending for line in lines)
@@ -105,6 +106,7 @@ def test_cuts_and_endings_change_nothing(lines, ending, data):
     assert parse(*blocks) == parse(*(line + b"\n" for line in lines))
 
 
+@settings(deadline=None, database=None)
 @given(st.lists(st.binary()))
 def test_any_bytes_can_be_read(blocks):
     assert parse(*blocks) == parse(b"".join(blocks))
