@@ -159,17 +159,17 @@ def problem(error: BaseException, server: Server) -> errors.ModelError:
     for cause in causes:
         if isinstance(cause, errors.ModelError):
             return cause
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            reason = cause.verify_message
+        # aiohttp's exceptions are also OpenSSL's, but without its codes.
+        if isinstance(cause, ssl.SSLCertVerificationError) and hasattr(cause, "verify_code"):
             if cause.verify_code in ANOTHER_NAME:
                 return errors.certificate_of_another(origin)
             if cause.verify_code in OUT_OF_DATE:
-                return errors.certificate_out_of_date(origin, reason)
-            return errors.untrusted_certificate(origin, reason)
-        if isinstance(cause, ssl.SSLError):
-            if cause.reason in NOT_TLS:
+                return errors.certificate_out_of_date(origin, cause.verify_message)
+            return errors.untrusted_certificate(origin, cause.verify_message)
+        if isinstance(cause, ssl.SSLError) and (reason := getattr(cause, "reason", None)):
+            if reason in NOT_TLS:
                 return errors.speaks_plain_http(origin)
-            return errors.tls_failed(origin, (cause.reason or "no TLS").lower().replace("_", " "))
+            return errors.tls_failed(origin, reason.lower().replace("_", " "))
     is_unknown = any(isinstance(cause, (socket.gaierror, UnicodeError)) for cause in causes)
     if proxy := network.proxy_for(server.base):
         if any("407" in str(cause) for cause in causes):

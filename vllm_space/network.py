@@ -154,7 +154,11 @@ def ssl_context() -> ssl.SSLContext:
     import certifi  # comes with requests
 
     context = ssl.create_default_context(cafile=certifi.where())
-    context.load_default_certs()
+    system = ssl.get_default_verify_paths()
+    if Path(system.openssl_cafile).is_file():
+        context.load_verify_locations(cafile=system.openssl_cafile)
+    if Path(system.openssl_capath).is_dir():
+        context.load_verify_locations(capath=system.openssl_capath)
     _add_authorities(context)
     context.set_alpn_protocols(["http/1.1"])
     # Python 3.13 is stricter about a certificate's extensions than many companies' authorities are.
@@ -251,7 +255,7 @@ def _exception(entry: str) -> _Exception | None:
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
     """The network or the single address that the text is, with or without brackets."""
-    text = re.sub(r"^\[([^\]]*)\]", r"\1", text)
+    text = re.sub(r"^\[([^\]]*)\](?=/|$)", r"\1", text)
     try:
         return ipaddress.ip_network(re.sub(r"%[^/]*", "", text), strict=False)
     except ValueError:
