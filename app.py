@@ -39,9 +39,10 @@ try:
     if IS_START:
         preflight.check_page(config)
         # gradio 6.31: launch sends a request to its own address (gradio#4046)
-        network.prepare(listening.bare(config.gradio_server_name))
-        if "GRADIO_TEMP_DIR" not in os.environ:  # start.sh has set it to a folder in RUN_DIR
+        warnings = network.prepare(listening.bare(config.gradio_server_name))
+        if "GRADIO_TEMP_DIR" not in os.environ:  # start.sh sets it, and prints the warnings
             os.environ["GRADIO_TEMP_DIR"] = storage.make_private_folder()
+            preflight.warn(settings.warnings(config) + warnings)
 except errors.SpaceError as error:
     if not IS_START:
         raise

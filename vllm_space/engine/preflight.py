@@ -64,14 +64,19 @@ def report(error: errors.SpaceError) -> int:
     return 2 if isinstance(error, errors.SettingsError) else 1
 
 
+def warn(warnings: list[str]) -> None:
+    """Print the warnings for the owner."""
+    for warning in warnings:
+        print(f"WARNING: {warning}", file=sys.stderr)
+
+
 def main(folder: str, *argv: str) -> int:
     try:
         config = settings.load(list(argv))
         run_dir.write_plan(Path(folder), plan(config))
     except errors.SpaceError as error:
         return report(error)
-    for warning in (*settings.warnings(config), *network.prepare()):
-        print(f"WARNING: {warning}", file=sys.stderr)
+    warn(settings.warnings(config) + network.prepare())
     return 0
 
 
