@@ -84,8 +84,8 @@ choose_environment() {
     run "$BASE_PYTHON" -m venv --clear "$ENVIRONMENT"
   fi
   # The settings can be read with this alone: report a bad value before a long download.
-  has_module "$PYTHON" pydantic_settings ||
-    run "$PYTHON" -m pip install -qq --disable-pip-version-check pydantic-settings
+  has_module "$PYTHON" pydantic ||
+    run "$PYTHON" -m pip install -qq --disable-pip-version-check pydantic
 }
 
 install_requirements() {

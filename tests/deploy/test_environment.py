@@ -25,7 +25,7 @@ def index(tmp_path):
 
     with package_index(tmp_path / "index", stall) as index:
         index.requested, index.resume = requested, resume
-        for name in ("pydantic-settings", "tiny-package"):
+        for name in ("pydantic", "tiny-package"):
             index.add(name, "1.0")
         yield index
         resume.set()

@@ -107,7 +107,7 @@ def test_few_modules_read_the_environment():
 IMPORT_EACH = """
 import importlib, os, sys
 import gradio, gradio.mcp, huggingface_hub, pandas, prometheus_client
-import aiohttp, limits, pydantic_settings
+import aiohttp, limits, pydantic
 for name in sys.argv[1:]:
     if not os.fork():
         importlib.import_module(name)
