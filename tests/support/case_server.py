@@ -53,6 +53,7 @@ class CaseServer:
         """Serve the case on a free port; with `tls`, on 127.0.0.2, which is loopback too."""
         host = "127.0.0.2" if tls else "127.0.0.1"
         server = Server((host, 0), _handler(self))
+        server.handle_error = lambda *_: None  # a client that has seen enough closes
         if tls:
             server.socket = tls.wrap_socket(server.socket, server_side=True)
         self.url = f"{'https' if tls else 'http'}://{host}:{server.server_port}"
