@@ -95,13 +95,13 @@ def _entries(
             return None
         if not upgraded:
             check_response(response, server.secrets, logging.DEBUG)  # Catalog logs it, once
-            entries = model_list.parse(_json(response), f"{base}/models")
+            entries = model_list.parse(_json(response), f"{base}/models", server.secrets)
             server.found_at(base)
             return entries
     log.warning("The model server redirects to %s: set MODEL_URL to that.", upgraded)
     with _get(http, server.endpoint("/v1/models", upgraded), limits) as response:
         check_response(response, server.secrets, logging.DEBUG)
-        entries = model_list.parse(_json(response), f"{upgraded}/models")
+        entries = model_list.parse(_json(response), f"{upgraded}/models", server.secrets)
         server.found_at(upgraded)
         return entries
 

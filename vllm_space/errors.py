@@ -157,9 +157,10 @@ def not_a_model_list(address: str) -> ModelError:
     )
 
 
-def list_refused(address: str, body: object) -> ModelError:
-    """`body` is what the server returned instead of its list of models."""
-    return ModelError(f"The model server did not list its models at {address}: {_reason(body)}")
+def list_refused(address: str, body: object, secrets: Iterable[str] = ()) -> ModelError:
+    """`body` is what the server returned instead of its list of models; `secrets` are masked."""
+    reason = _reason(body, secrets)
+    return ModelError(f"The model server did not list its models at {address}: {reason}")
 
 
 def no_models(label: str) -> Unreachable:

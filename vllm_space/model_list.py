@@ -8,7 +8,7 @@ wherever the larger ones put it. Knows nothing of HTTP.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,13 +53,13 @@ class Entry:
     takes_images: bool | None = None
 
 
-def parse(body: Any, address: str) -> list[Entry]:
+def parse(body: Any, address: str, secrets: Iterable[str] = ()) -> list[Entry]:
     """The models of a list. Entries that cannot be read are left out, with a line in the log.
 
-    `address` is where the list is, for the errors. Raises ModelError if the body is not a list of
-    models, or if none of its entries can be read.
+    `address` is where the list is, for the errors, in which `secrets` are masked. Raises ModelError
+    if the body is not a list of models, or if none of its entries can be read.
     """
-    items = _items(body, address)
+    items = _items(body, address, secrets)
     entries: dict[str, Entry] = {}
     for item in items[:MAX_MODELS]:
         if entry := _entry(item):
@@ -71,7 +71,7 @@ def parse(body: Any, address: str) -> list[Entry]:
     return list(entries.values())
 
 
-def _items(body: Any, address: str) -> list[Any]:
+def _items(body: Any, address: str, secrets: Iterable[str]) -> list[Any]:
     """The entries of a list. Raises ModelError if there is none."""
     if isinstance(body, list):
         return body
@@ -86,7 +86,7 @@ def _items(body: Any, address: str) -> list[Any]:
                     for key, item in value.items()
                 ]
         if body.get("error") or body.get("detail") or body.get("message"):
-            raise errors.list_refused(address, body)
+            raise errors.list_refused(address, body, secrets)
         if "data" in body or "models" in body:  # null
             return []
     raise errors.not_a_model_list(address)
