@@ -72,7 +72,7 @@ FAILURES: dict[str, tuple[Callable[[], Any], str, bool, int]] = {
     "wrong key": (returning(401, {"error": "Unauthorized"}), "Set MODEL_API_KEY", False, 502),
     "forbidden": (returning(403, {"error": "Forbidden"}), "Set MODEL_API_KEY", False, 502),
     "no such model": (error(404, "The model `x` does not exist."), "Reload", False, 404),
-    "busy": (returning(429, {"detail": "slow down"}), "busy. Try again in a minute", False, 429),
+    "busy": (returning(429, {"detail": "slow down"}), "The server says: slow down.", False, 429),
     "server error": (returning(500, "Internal Server Error"), "failed (HTTP 500)", False, 500),
     "crash": (error(500, CRASH), "The engine has crashed", False, 500),
     "not ready": (returning(503, {"detail": "loading"}), "failed (HTTP 503): loading.", False, 503),
