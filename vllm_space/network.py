@@ -24,15 +24,15 @@ OWN_NAMES = ("localhost", "127.0.0.1", "::1")
 CA_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 PROXIED = ("http", "https", "all")  # schemes, as in HTTP_PROXY
 DEFAULT_PORTS = {"http": 80, "https": 443}
-# Scheme in a variable -> scheme to use. GNOME writes socks:// for version 5; with "h", the proxy
-# resolves names.
+# Scheme in a variable -> scheme to use, with which the proxy resolves names. GNOME writes socks://
+# for version 5.
 PROXY_SCHEMES = {
     "http": "http",
     "https": "https",
     "socks": "socks5h",
-    "socks5": "socks5",
+    "socks5": "socks5h",
     "socks5h": "socks5h",
-    "socks4": "socks4",
+    "socks4": "socks4a",
     "socks4a": "socks4a",
 }
 HOST = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?\.?")  # a name, or an IPv4 address

@@ -26,7 +26,6 @@ KEEP_ALIVE = 4
 MAX_TRIES = 3
 # Seconds within which a request on a dead connection fails. Later, it is the engine that failed.
 STALE_WITHIN = 1.0
-SOCKS_H = re.compile(r"(?<=socks5)h://|(?<=socks4)a://")
 
 
 class Busy(Exception):
@@ -149,8 +148,9 @@ def _session(server: Server, proxy: Proxy | None) -> aiohttp.ClientSession:
     if proxy and proxy.is_socks:
         from aiohttp_socks import ProxyConnector  # type: ignore[import-not-found]
 
-        # Its socks5 lets the proxy resolve names.
-        connector = ProxyConnector.from_url(SOCKS_H.sub("://", proxy.url), **options)
+        # Its socks5 is everyone else's socks5h, and its socks4 is socks4a.
+        url = re.sub(r"(?<=^socks\d)[ah]", "", proxy.url)
+        connector = ProxyConnector.from_url(url, **options)
     else:
         connector = aiohttp.TCPConnector(**options)
     return aiohttp.ClientSession(
