@@ -63,12 +63,13 @@ HEADER = {"<|start|>", "<|channel|>"}
 MESSAGE = "<|message|>"
 MAX_HEADER = 100  # characters
 HEADER_TEXT = re.compile(
-    r"(?P<start><\|start\|>assistant[^<]*)?"
+    r"(?P<start>(?:<\|start\|>)?assistant[^<]*)?"
     r"(?:(?:<\|channel\|>)?\s*(?P<channel>analysis|commentary|final)\b.*)?",
     re.IGNORECASE | re.DOTALL,
 )
-CUT_HEADER = re.compile(r"(<\|start\|>\w*)?(<\|channel\|>\w*)?", re.IGNORECASE)
-PROMPTED_HEADERS = ("", "analysis", "commentary", "final")  # what is left of one in the prompt
+CUT_HEADER = re.compile(r"(<\|start\|>)?\w*(<\|channel\|>\w*)?", re.IGNORECASE)
+# What comes before `<|message|>` if the header began in the prompt.
+PROMPTED_HEADERS = {"", "assistant", "analysis", "commentary", "final"}
 # What is left of the first and the last header if the server drops special tokens.
 BARE_ANALYSIS, BARE_FINAL = "analysis", "assistantfinal"
 
@@ -106,6 +107,7 @@ class Splitter:
         self._prompted = ""  # what is known to be reasoning that began in the prompt
         self._blocks: list[str] = []  # all blocks since then
         self._resume: tuple[int, str] | None = None  # start and answer, if no tag closes this block
+        self._restore: tuple[str, str] | None = None  # reasoning and answer, if no answer follows
         self._special = False  # tags that are special tokens were found
         self._header: int | None = None  # start of a header of gpt-oss that has not ended
         # Code
@@ -136,6 +138,8 @@ class Splitter:
             self._start, self._answer = self._resume
             self._first = self._start
             self._thinking, self._resume = False, None
+        if self._restore and self.split()[1] == "":
+            self._reasoning, self._answer = self._restore
 
     def split(self) -> tuple[str, str]:
         """(reasoning, answer) so far, without what may become a tag."""
@@ -245,7 +249,7 @@ class Splitter:
         header, self._header = self._header, None
         if tag in HEADER:
             is_part = header is not None and start - header <= MAX_HEADER
-            self._header = header if is_part else start
+            self._header = header if is_part else start - self._size_of_role(start)
         elif tag == MESSAGE:
             self._read_message(header, start, end)
         elif tag in ENDING:
@@ -315,6 +319,8 @@ class Splitter:
     def _begin_answer(self, start: int, end: int) -> None:
         """Begin the answer; everything before it was reasoning."""
         self._end_block(start, end)
+        if self._thought and self._answer:
+            self._restore = self._reasoning, self._answer
         self._prompted = "\n\n".join(filter(None, (self._prompted, *self._blocks)))
         self._reasoning = self._prompted = self._prompted.removesuffix("<|end|>").rstrip()
         self._answer = ""
@@ -325,6 +331,7 @@ class Splitter:
         """End the growing block at the start of a tag. What follows the tag is an answer."""
         if text := self._text[self._start : start].strip():
             self._blocks.append(text)
+            self._restore = None
             if self._thinking:
                 self._reasoning = _join(self._reasoning, text)
             else:
@@ -342,6 +349,13 @@ class Splitter:
 
     def _starts_line(self, at: int) -> bool:
         return at - self._line <= 3 and not self._text[self._line : at].strip(" ")
+
+    def _size_of_role(self, at: int) -> int:
+        """Length of the start of a header before `at` that lacks its special token."""
+        role = "assistant"
+        start = at - len(role)
+        is_role = self._text.startswith(role, max(0, start)) and self._is_first(start)
+        return len(role) if is_role else 0
 
     def _is_quoted(self, start: int, end: int) -> bool:
         before = self._text[max(self._line, start - 2) : start]

@@ -73,6 +73,7 @@ SEPARATED = [
     ("<think>a</think>\n<think>b</think>c", "a\n\nb", "c"),
     ("<think>a</think>\n<think>b", "a\n\nb", ""),
     ("<think>a</think>Hi\n<think>b</think>\nEnd", "a\n\nb", "Hi\n\nEnd"),
+    ("<think>a</think>b\n</think>", "a", "b"),
     # Tags in reasoning
     ("<think>I write `</think>` then.</think>Yes", "I write `</think>` then.", "Yes"),
     ("<think>a <think>b</think> c</think>final", "a <think>b\n\nc", "final"),
@@ -110,6 +111,11 @@ SEPARATED = [
     ),
     ("<|channel|>analysis<|message|>a<|end|><|start|>assist", "a", ""),
     ("<|channel|>final<|message|>c", "", "c"),
+    (
+        "assistant<|channel|>analysis<|message|>a<|end|>assistant<|channel|>final<|message|>c",
+        "a",
+        "c",
+    ),
     ("<|channel|>analysis<|message|>a<|end|>Use <|channel|> so", "a", "Use <|channel|> so"),
     ("analysisThey greet.assistantfinalGood day!", "They greet.", "Good day!"),
 ]
@@ -227,7 +233,7 @@ def test_cuts_do_not_change_the_result(text, data):
 
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=30).map("".join))
 def test_only_tags_and_headers_are_removed(text):
-    if reasoning.MESSAGE not in text:
+    if not any(tag in text for tag in reasoning.HEADER | {reasoning.MESSAGE}):
         assert "".join(split(text)).count("z") == text.count("z")
 
 
