@@ -29,7 +29,7 @@ def test_any_model_of_the_router_chats(page, visit):
         tab.keyboard.type("model-7")  # filters the list
         options = tab.get_by_role("option")
         expect(options).to_have_count(sum("model-7" in name for name in NAMES))
-        options.get_by_text(VISION, exact=True).click()
+        tab.get_by_role("option", name=VISION, exact=True).click()
         ask(tab, "And you?")
         expect(tab.locator(ANSWER)).to_have_count(2)
         assert router.requests[-1]["model"] == VISION
