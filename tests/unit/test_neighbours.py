@@ -315,6 +315,10 @@ BODIES: dict[str, tuple[Reply, dict[str, str]]] = {
     ),
     "a stream that says it is JSON": (Reply(body=events(HI, STOP)), {"text": "Hi"}),
     "200, an error string": (Reply(body={"error": WORDS}), {"error": WORDS}),
+    "openrouter: whole, with an error in the choice": (
+        Reply(body={"choices": [{"error": {"code": 502, "message": WORDS}, "message": {}}]}),
+        {"error": WORDS},
+    ),
     "200, cloudflare's errors": (
         Reply(
             body={"success": False, "errors": [{"code": 7003, "message": WORDS}], "result": None}
@@ -426,10 +430,6 @@ LISTS: dict[str, tuple[Any, list[str]]] = {  # names that are offered for chat
             }
         ],
         ["a"],
-    ),
-    "cloudflare: result, names": (
-        {"success": True, "result": [{"id": "429b9e8b-d99e", "name": "@cf/meta/a", "source": 1}]},
-        ["@cf/meta/a"],
     ),
     "cohere": (
         {"models": [{"name": "a", "endpoints": ["chat"]}, {"name": "b", "endpoints": ["rerank"]}]},
@@ -701,6 +701,24 @@ def test_refused_system_prompt_is_still_followed(status, words):
     assert "Be brief." in wire.bodies[-1]["messages"][0]["content"]
 
 
+def test_unanswered_questions_keep_roles_alternating():
+    turns = [("user", "One"), ("assistant", ""), ("user", "Two"), ("user", "Three")]
+
+    def chat(request: dict) -> Reply:
+        roles = [message["role"] for message in request["messages"]]
+        if roles != ["system", "user"]:
+            return Reply(400, {"error": {"message": "Conversation roles must alternate"}})
+        return Reply(body=events(HI, STOP), content_type=SSE)
+
+    with chatting(chat).running() as wire:
+        config = settings(model_url=wire.url)
+        generation = Generation(config, Catalog.of(config))
+        messages = [{"role": role, "content": text} for role, text in turns]
+        *_, answer = generation.answer(Request(messages, system_prompt="Be brief."), "me")
+    check(answer, text="Hi")
+    assert "Three" in wire.bodies[0]["messages"][1]["content"]
+
+
 def test_usual_conversation_is_sent_unchanged():
     with chatting(Reply(body=events(HI, STOP), content_type=SSE)).running() as wire:
         check(ask(wire, "One", "1", "Two"), text="Hi")
@@ -742,6 +760,11 @@ TAGGED: dict[str, tuple[str, str, str]] = {  # text -> (reasoning, answer)
     ),
     "in a tilde fence": ("~~~\n</think>\n~~~", "", "~~~\n</think>\n~~~"),
     "in mid-sentence": ("The tag <think> opens it.", "", "The tag <think> opens it."),
+    "a pair in one sentence": (
+        "Models emit <think> ... </think> before they answer.",
+        "",
+        "Models emit <think> ... </think> before they answer.",
+    ),
     "another tag": ("<thinker>a</thinker>", "", "<thinker>a</thinker>"),
     "a generic": ("vector<thought> v;", "", "vector<thought> v;"),
     "a comparison": ("1 < 2 and [THINKING]", "", "1 < 2 and [THINKING]"),
@@ -982,12 +1005,15 @@ def test_no_answer_reaches_the_catch_all(wire, generation, records, reply):
 
 @hypothesis_settings(max_examples=150, **QUIET)
 @given(reply=REPLIES)
-def test_no_list_reaches_the_catch_all(records, reply):
-    with Wire({MODELS: reply}).running() as wire:
-        config = settings(model_url=wire.url)
+def test_no_list_reaches_the_catch_all(wire, records, reply):
+    config = settings(model_url=wire.url)
+    wire.replies[MODELS] = reply
+    try:
         catalog = Catalog.of(config)
         assert catalog.models() or catalog.problems()
         status, reason = health_of(Catalog.of(config), config)
         assert (status == 200) == bool(catalog.models())
         assert str(errors.internal()) not in reason
+    finally:
+        wire.replies[MODELS] = Reply(body=LIST)
     assert not records
