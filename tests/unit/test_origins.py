@@ -110,7 +110,7 @@ def test_links_and_sign_in_go_on(site):
 )
 def test_loopback_answers_to_local_names_only(host, expected):
     options = {"host": host, "own_hosts": ("my-machine",)}
-    for server in ("127.0.0.1", "::1"):
+    for server in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
         assert status("GET", "/", server=server, **options) == expected
         # DNS rebinding: the browser takes both names for one origin
         same_origin = options | {"origin": f"http://{host}", "sec_fetch_site": "same-origin"}
