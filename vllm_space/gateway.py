@@ -174,6 +174,7 @@ class Gateway:
         its name, or if MAX_TOKENS_LIMIT lowers the tokens. Raises ApiError.
         """
         path = request.scope["path"]
+        await self._find_base()
         if path.startswith(MODELS):
             return await self._serve_models(request, limits, send)
         target = f"{path}?{request.url.query}" if request.url.query else path
@@ -195,6 +196,15 @@ class Gateway:
             body = await limits.compute(parsed.length, parsed.encode)
         call = replace(call, server=server, body=body)
         return await self.relay.answer(call, parsed, limits, send, wish)
+
+    async def _find_base(self) -> None:
+        """Find out where the API of a single server is, if its address allows for several places.
+
+        With several servers, `_route` lists the models, which finds it too.
+        """
+        server = self.catalog.servers[0]
+        if len(server.bases) > 1 and not server.is_found:
+            await self.relay.context_fit.model(server, None)
 
     async def _serve_models(self, request: Request, limits: KeyLimits, send: Send) -> None:
         """Send the list of models, or one of them. Raises ApiError.

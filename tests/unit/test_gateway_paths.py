@@ -25,7 +25,7 @@ def engine() -> Iterator[ScriptedEngine]:
 
 @pytest.fixture(scope="module")
 def url(engine) -> Iterator[str]:
-    with serving(engine.url) as url:
+    with serving(f"{engine.url}/v1") as url:  # an address that leaves nothing to find out
         yield url
 
 
@@ -373,3 +373,31 @@ def test_store_alone_is_passed_on(url, engine, fields):
     body = {"model": "scripted", "input": "Hi"} | fields
     assert post(url, "/v1/responses", body).status_code == 200
     assert post(url, CHAT_PATH, CHAT | {"store": True, "background": True}).status_code == 200
+
+
+def test_base_is_found_for_the_first_request():
+    """Before anyone has opened the page, or asked for the models."""
+    with (
+        ScriptedEngine(lambda path, body: (200, {"path": path})).running() as engine,
+        http_serving(below("/llm/openai", engine.url)) as server,
+        serving(f"{server.url}/llm/openai") as url,
+    ):
+        assert post(url).json() == {"path": CHAT_PATH}
+
+
+def below(base: str, url: str) -> type[QuietHandler]:
+    """A handler that passes what is below `base` on to the /v1 of `url`."""
+
+    class Handler(QuietHandler):
+        def answer(self) -> None:
+            if not self.path.startswith(f"{base}/"):
+                self.reply(404, {"detail": "Not Found"})
+                return
+            target = url + "/v1" + self.path.removeprefix(base)
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            answer = requests.request(self.command, target, data=body, timeout=10)
+            self.reply(answer.status_code, answer.content)
+
+        do_GET = do_POST = answer
+
+    return Handler
