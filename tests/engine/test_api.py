@@ -25,8 +25,8 @@ from support.programs import (
     generated_tokens,
     wait_for,
 )
+from vllm_space.api_paths import ENDPOINTS
 from vllm_space.api_request import MAX_TOKENS_FIELDS, TOKEN_FIELDS
-from vllm_space.gateway import ENDPOINTS
 
 QUESTION = "How do I use another model?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
@@ -208,9 +208,7 @@ COMPLETION = {"model": MODEL, "prompt": "This Space", "temperature": 0}
         ("/v1/chat/completions", CHAT | {"temperature": "hot"}),
         ("/v1/completions", COMPLETION | {"logprobs": 2}),
         ("/v1/messages", MESSAGE | {"max_tokens": 20, "temperature": 0}),
-        ("/v1/messages", {"model": MODEL}),
         ("/v1/messages/count_tokens", MESSAGE),
-        ("/v1/embeddings", {"model": MODEL, "input": "x"}),
         ("/tokenize", {"model": MODEL, "prompt": QUESTION}),
         ("/detokenize", {"model": MODEL, "tokens": [300, 301, 302]}),
     ],
@@ -253,8 +251,21 @@ def schema(space: Space) -> dict:
     return requests.get(f"{space.engine_url}/openapi.json", headers=space.auth, timeout=10).json()
 
 
+def test_other_errors_get_the_clients_format(space):
+    missing = post_to_gateway(space, "/v1/embeddings", {"model": MODEL, "input": "x"})
+    assert missing.status_code == 404
+    message = missing.json()["error"]["message"]
+    assert message == "The model server does not offer /v1/embeddings."
+    invalid = post_to_gateway(space, "/v1/messages", {"model": MODEL})
+    assert (invalid.status_code, invalid.json()["type"]) == (400, "error")
+    model = requests.get(f"{space.url}/v1/models/{MODEL}", headers=KEY, timeout=5).json()
+    assert model["id"] == model["root"] == MODEL
+    assert requests.get(f"{space.url}/version", headers=KEY, timeout=5).json()["version"]
+
+
 def test_other_engine_paths_are_blocked(space, schema):
     others = {re.sub(r"{.*?}", "x", path) for path in schema["paths"]} - ENDPOINTS.keys()
+    others -= {"/health"}  # answered as /healthz
     assert len(others) > 10
     for path in others:
         for method in HTTP_METHODS:
