@@ -299,7 +299,7 @@ def test_second_question_is_answered(many, many_client, file, needs):
     assert "second" in json.dumps(server.requests[1])
 
 
-def test_page_with_many_servers_has_no_banner(many):
+def test_many_good_servers_need_no_banner(many):
     page = look(many.url)
     assert page.banner == ""
     assert requests.get(f"{many.url}/healthz", timeout=TIMEOUT).json() == {"status": "ok"}

@@ -573,7 +573,7 @@ def test_azure_deployment_needs_only_a_name():
         check(ask(wire, path=path, model_id="gpt"), text="Hi")
 
 
-def test_legacy_server_is_recognized_only_by_generate():
+def test_only_generate_makes_a_legacy_server():
     allow = Reply(405, {"detail": "Method Not Allowed"}, headers={"Allow": "POST"})
     legacy = {"GET /health": Reply(body=b""), "GET /generate": allow}
     with Wire(legacy).running() as wire:
@@ -686,7 +686,7 @@ def test_refused_value_stays_an_error(words):
         (400, "'messages[0].role' does not support 'system' with this model."),
     ],
 )
-def test_refused_system_prompt_is_still_followed(status, words):
+def test_refused_system_prompt_is_followed(status, words):
     def chat(request: dict) -> Reply:
         if request["messages"][0]["role"] == "system":
             return Reply(status, {"error": {"message": words}})
@@ -701,7 +701,7 @@ def test_refused_system_prompt_is_still_followed(status, words):
     assert "Be brief." in wire.bodies[-1]["messages"][0]["content"]
 
 
-def test_unanswered_questions_keep_roles_alternating():
+def test_unanswered_questions_are_joined():
     turns = [("user", "One"), ("assistant", ""), ("user", "Two"), ("user", "Three")]
 
     def chat(request: dict) -> Reply:
@@ -719,7 +719,7 @@ def test_unanswered_questions_keep_roles_alternating():
     assert "Three" in wire.bodies[0]["messages"][1]["content"]
 
 
-def test_usual_conversation_is_sent_unchanged():
+def test_usual_conversation_is_sent_as_it_is():
     with chatting(Reply(body=events(HI, STOP), content_type=SSE)).running() as wire:
         check(ask(wire, "One", "1", "Two"), text="Hi")
     turns = [("user", "One"), ("assistant", "1"), ("user", "Two")]
@@ -870,7 +870,7 @@ def test_variable_is_read_as_it_is_meant(monkeypatch, name):
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_wrong_variable_is_named_without_value(monkeypatch, name):
+def test_wrong_variable_is_named_not_shown(monkeypatch, name):
     variables, words = UNREADABLE[name]
     with pytest.raises(errors.SettingsError) as raised:
         load_settings(monkeypatch, variables)
