@@ -1,3 +1,3 @@
 """A Hugging Face Space that serves a chat page and an OpenAI-compatible API on top of vLLM."""
 
-__version__ = "1.1.0"  # also the top entry of CHANGELOG.md
+__version__ = "1.2.0"  # also the top entry of CHANGELOG.md
