@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 
-from vllm_space import discovery, errors, tokenizer
+from vllm_space import discovery, errors, readers, tokenizer
 from vllm_space.server import Model, Server
 from vllm_space.settings import Settings
 
 log = logging.getLogger(__name__)
 
 MAX_LABELS = 10  # in a message
-WAIT = 5.0  # seconds to wait for a server's list; loading the page waits for it
+# Seconds to wait for a server's list; loading the page waits for it.
+WAIT = 5.0
+WAIT_IF_KNOWN = 1.0  # if its models are known: the list has probably not changed
 
 
 class Catalog:
@@ -46,7 +49,7 @@ class Catalog:
         """The catalog of the servers in MODEL_URL or MODELS."""
         key = config.model_api_key.get_secret_value() if config.model_api_key else None
         # If start.sh has started the engine, MODEL_ID is the model it serves, under another name.
-        first = "" if config.engine_run_dir else config.model_id or ""
+        first = "" if config.engine_run_dir else _name(config.model_id or "")
         servers = [
             Server.from_url(url, label=label, api_key=key, timeout=config.request_timeout)
             for label, url in config.servers.items()
@@ -122,14 +125,15 @@ class Catalog:
             models: list[Model] = []
             problems: dict[str, str] = {}
             for server in self.servers:
+                known = [model for model in self._models if model.server is server]
                 try:
-                    models += self._listed(server)
+                    models += self._listed(server, known)
                 except errors.ModelError as error:
                     problems[server.label] = str(error)
                     # A server that returns an error is still up, such as a router that lost a
                     # replica: keep its models.
                     if not isinstance(error, errors.Unreachable):
-                        models += [model for model in self._models if model.server == server]
+                        models += known
             self._log_changes(problems)
             self._models, self._problems = self._sorted(models), problems
             self._refreshed_at = time.monotonic()
@@ -137,11 +141,17 @@ class Catalog:
         finally:
             self._lock.release()
 
-    def _listed(self, server: Server) -> list[Model]:
-        """The models of a server. Raises ModelError, also if its list is not there within WAIT."""
+    def _listed(self, server: Server, known: list[Model]) -> list[Model]:
+        """The models of a server, which had the `known` ones before.
+
+        Raises ModelError, also if nothing is known and the list is not there within WAIT.
+        """
         listing = self._listings[server]
-        listing.join(max(0.0, listing.started_at + WAIT - time.monotonic()))
+        wait = WAIT_IF_KNOWN if known else WAIT
+        listing.join(max(0.0, listing.started_at + wait - time.monotonic()))
         if listing.is_alive():  # it goes on: a later refresh finds its result
+            if known:
+                return known
             raise errors.waking_up(server.label, WAIT)
         del self._listings[server]
         if listing.error:
@@ -160,6 +170,9 @@ class Catalog:
             return None
         for name in (self.first, f"{self.first}:latest"):  # which Ollama appends
             if model := _named(models, name):
+                return model
+        for model in models:
+            if model.name.lower() == self.first.lower():
                 return model
         # Hugging Face's router takes names with the suffix of a provider, which it does not list.
         model = _named(models, self.first.rpartition(":")[0])
@@ -201,6 +214,13 @@ class _Listing(threading.Thread):
         except Exception:
             log.exception("a list of models could not be read")
             self.error = errors.internal()
+
+
+def _name(model_id: str) -> str:
+    """The name of a model, if MODEL_ID is the address of its page on the Hub."""
+    with suppress(ValueError):
+        return readers.model(model_id)[0] if "://" in model_id else model_id
+    return model_id
 
 
 def join_labels(models: list[Model]) -> str:

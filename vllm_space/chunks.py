@@ -21,6 +21,7 @@ DECODER = json.JSONDecoder(strict=False)  # some servers leave tabs in strings
 DONE = "[DONE]"
 MAX_DEPTH = 8  # of parts within parts
 TEXTS = ("text", "thinking", "summary", "content", "value", "refusal")  # where a part has its text
+REASONINGS = ("reasoning", "reasoning_content", "reasoning_text", "thinking")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 # What servers write, in lower case -> OpenAI's word. Others are kept as they are.
@@ -136,6 +137,10 @@ class _Answer:
             reasoning = self.reasoning.complete(reasoning)
         if self.unread and (text or reasoning or isinstance(self.unread, str)):
             self.unread, self.is_truncated = None, False
+        groq = event.get("x_groq")
+        failure = choice.get("error") or (isinstance(groq, dict) and groq.get("error"))
+        if failure:  # OpenRouter's, Groq's
+            self.has_failed, self.unread = True, {"error": failure}
         reason = choice.get("finish_reason")
         if reason is not None:
             reason = self._finish_reason(reason, choice)
@@ -209,7 +214,7 @@ class _Answer:
         text, reasoning = (content, "") if isinstance(content, str) else _parts(content)
         if refusal := message.get("refusal"):
             text += _text(refusal)
-        for name in ("reasoning", "reasoning_content", "thinking"):  # some servers send two of them
+        for name in REASONINGS:  # some servers send two of them
             if (value := message.get(name)) and (plain := _text(value)):
                 self.has_plain_reasoning = True
                 return text, plain
@@ -229,8 +234,6 @@ class _Answer:
         reason = FINISH_REASONS.get(name, value)
         if reason == "error":
             self.has_failed = True
-            if choice.get("error"):  # OpenRouter's
-                self.unread = {"error": choice["error"]}
             return None
         self.is_finished = self.is_finished or bool(reason)
         return reason or None

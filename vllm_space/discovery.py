@@ -98,8 +98,10 @@ def _entries(
             entries = model_list.parse(_json(response), f"{base}/models", server.secrets)
             server.found_at(base)
             return entries
-    log.warning("The model server redirects to %s: set MODEL_URL to that.", upgraded)
-    with _get(http, server.endpoint("/v1/models", upgraded), limits) as response:
+        target = urljoin(response.url, response.headers["Location"])
+    if upgraded != server.base:
+        log.warning("The model server redirects to %s: set MODEL_URL to that.", upgraded)
+    with _get(http, target, limits) as response:
         check_response(response, server.secrets, logging.DEBUG)
         entries = model_list.parse(_json(response), f"{upgraded}/models", server.secrets)
         server.found_at(upgraded)

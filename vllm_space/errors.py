@@ -33,6 +33,7 @@ ABOUT_KEY = re.compile(
     r"(?:invalid|incorrect|wrong|missing|expired|unknown|no) (?:\w+ ){0,2}(?:api.?key|token)\b",
     re.IGNORECASE,
 )
+HTML = re.compile(r"<(?:!doctype html|html|head|body)\b", re.IGNORECASE)
 RETRY = re.compile(r"try again|retry", re.IGNORECASE)
 # Phrases that a server repeats from the request; not an apostrophe, nor the name of a field.
 QUOTED = re.compile(r"""(?<!\w)'[^']*\s[^']*'(?!\w)|"[^"]*\s[^"]*"|`[^`]*\s[^`]*`""")
@@ -387,6 +388,11 @@ def from_response(status: object, body: object, secrets: Iterable[str] = ()) -> 
     said = "" if _is_phrase(number, words) else f" The server says: {reason}"
     if number in (None, 500) and words.startswith("EngineCore encountered an issue"):
         return Interrupted("The engine has crashed. Try again in a minute, once it has restarted.")
+    if number == 403 and HTML.search(str(body)):
+        return Rejected(
+            "A firewall or proxy in front of the model server denied access (HTTP 403). "
+            "Allow this machine there."
+        )
     if number == 401 or (number == 403 and (not said or ABOUT_KEY.search(words))):
         return KeyRejected(
             f"The model server rejected the API key. Set MODEL_API_KEY to that server's key.{said}"

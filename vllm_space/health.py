@@ -35,6 +35,7 @@ class Health:
         self._problem: ModelError | None = None
         self._checks: dict[Server, asyncio.Task[ModelError | None]] = {}
         self._responded_at: dict[Server, float] = {}
+        self._took: dict[Server, float] = {}  # seconds of the last check that succeeded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (await self._response())(scope, receive, send)
@@ -70,15 +71,24 @@ class Health:
         check = self._checks.get(server)
         if check is None or check.done():
             check = self._checks[server] = asyncio.create_task(self._ask(server))
-        await asyncio.wait([check], timeout=TIMEOUT)
-        problem = check.result() if check.done() else errors.not_answering()
         silence = time.monotonic() - self._responded_at.get(server, -math.inf)
+        # A server that always takes longer gets that time, within PATIENCE.
+        usual = 1.5 * self._took.get(server, 0.0)
+        await asyncio.wait([check], timeout=min(PATIENCE, max(TIMEOUT, usual)))
+        problem = check.result() if check.done() else self._silence(server)
         if isinstance(problem, errors.TimedOut) and silence < PATIENCE:
             return None
         return problem
 
+    def _silence(self, server: Server) -> ModelError:
+        """What the silence of a server means: it is stuck, or has not woken up yet."""
+        if server in self._responded_at:
+            return errors.not_answering()
+        return errors.waking_up("", TIMEOUT)
+
     async def _ask(self, server: Server) -> ModelError | None:
-        """Check a server in a thread, which a request does not wait for longer than TIMEOUT."""
+        """Check a server in a thread, which a request does not wait for to the end."""
+        started_at = time.monotonic()
         try:
             await anyio.to_thread.run_sync(
                 discovery.check, server, PATIENCE, self.catalog.only_name, limiter=_THREADS
@@ -86,4 +96,5 @@ class Health:
         except ModelError as error:
             return error
         self._responded_at[server] = time.monotonic()
+        self._took[server] = self._responded_at[server] - started_at
         return None

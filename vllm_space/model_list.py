@@ -7,12 +7,13 @@ wherever the larger ones put it. Knows nothing of HTTP.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_space import errors
+from vllm_space import error_body, errors
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +66,15 @@ def parse(body: Any, address: str, secrets: Iterable[str] = ()) -> list[Entry]:
         if entry := _entry(item):
             entries.setdefault(entry.name, entry)
         else:
-            log.warning("a model server lists a model without a usable name: %.200r", item)
+            _warn_once(address, f"{item!r:.200}")
     if items and not entries:
         raise errors.not_a_model_list(address)
     return list(entries.values())
+
+
+@functools.lru_cache(maxsize=1000)
+def _warn_once(address: str, item: str) -> None:
+    log.warning("%s lists a model without a usable name: %s", address, item)
 
 
 def _items(body: Any, address: str, secrets: Iterable[str]) -> list[Any]:
@@ -85,16 +91,18 @@ def _items(body: Any, address: str, secrets: Iterable[str]) -> list[Any]:
                     {"id": key} | (item if isinstance(item, dict) else {})
                     for key, item in value.items()
                 ]
-        if body.get("error") or body.get("detail") or body.get("message"):
+        if error_body.has_message(body):
             raise errors.list_refused(address, body, secrets)
-        if "data" in body or "models" in body:  # null
+        if body.get("data", body.get("models", "")) is None:
             return []
     raise errors.not_a_model_list(address)
 
 
 def _entry(item: Any) -> Entry | None:
     fields = item if isinstance(item, dict) else {"id": item}
-    name = next((fields[key] for key in ("id", "name", "model") if _is_name(fields.get(key))), None)
+    names = [fields[key] for key in ("id", "name", "model") if _is_name(fields.get(key))]
+    # GitHub's ids are addresses, such as azureml://registries/...
+    name = next((name for name in names if "://" not in name), next(iter(names), None))
     if name is None:
         return None
     return Entry(
@@ -114,6 +122,8 @@ def _is_name(name: Any) -> bool:
 def _context_length(fields: dict[str, Any]) -> int | None:
     for name in CONTEXT_LENGTHS:
         value = fields.get(name)
+        if isinstance(value, str) and value.isdecimal() and len(value) < 16:
+            value = int(value)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value < 2**53:
             return int(value)
     return None

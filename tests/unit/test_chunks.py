@@ -438,3 +438,11 @@ def test_deeply_nested_json_is_skipped():
     for _ in range(400):
         nested = {"error": [nested]}
     assert "Out" not in failure(event(error=nested))[1]
+
+
+def test_error_of_groq_is_no_end():
+    failed = event(choices=[{"index": 0, "delta": {}}], x_groq={"error": "over capacity"})
+    received = chunks.read([delta(content="Half") + failed + DONE])
+    assert next(received).text == "Half"
+    with pytest.raises(errors.ModelError, match="over capacity"):
+        list(received)

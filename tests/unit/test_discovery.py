@@ -1,13 +1,15 @@
 """What is behind an address, on real sockets."""
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from support.http_server import QuietHandler, serving
-from vllm_space import discovery, errors
+from support.programs import wait_for
+from vllm_space import catalog, discovery, errors
 from vllm_space.catalog import Catalog
 from vllm_space.server import Server
 
@@ -110,6 +112,12 @@ def test_redirect_on_the_same_server_is_followed():
         assert server.endpoint("/v1/chat/completions") == f"{url}/llm/v1/chat/completions"
 
 
+def test_redirect_to_a_slash_is_followed():
+    pages = {"GET /v1/models": (307, "/v1/models/"), "GET /v1/models/": (200, MODELS)}
+    with site(pages) as (url, _):
+        assert discovery.models(Server.from_url(url))[0].name == "a"
+
+
 def test_rejected_key_is_said_not_searched():
     body = {"error": {"message": "Incorrect API key provided: key-marked"}}
     with (
@@ -154,6 +162,7 @@ LISTED = {
         ("embed", "embed"),
         ("x", "x:latest"),
         ("main:fast", "main:fast"),
+        ("MAIN", "main"),
     ],
 )
 def test_owner_chooses_the_first_model(first, begins_with):
@@ -175,3 +184,47 @@ def test_models_for_other_tasks_are_not_offered():
         catalog = Catalog([Server.from_url(url)])
         assert "embed" not in [model.name for model in catalog.chat_models()]
         assert "embed" in [model.name for model in catalog.models()]  # /v1/embeddings needs it
+
+
+# -- slow lists ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow() -> Iterator[tuple[str, threading.Event]]:
+    """A server whose list waits for an event: (URL, event)."""
+    awake = threading.Event()
+
+    class Handler(QuietHandler):
+        def do_GET(self) -> None:
+            awake.wait(20)
+            self.reply(200, MODELS)
+
+    with serving(Handler) as server:
+        yield server.url, awake
+        awake.set()
+
+
+def test_slow_list_is_waking_up_not_lost(slow, monkeypatch):
+    monkeypatch.setattr(catalog, "WAIT", 0.3)
+    url, awake = slow
+    models = Catalog([Server.from_url(url)])
+    assert models.models() == []
+    assert models.problems() == {
+        "": "The model server has not answered within 0.3 s. It may be slow, or waking up. "
+        "Try again in a minute."
+    }
+    awake.set()
+    wait_for(lambda: [model.name for model in models.models()] == ["a"], 10, "the list")
+    assert models.problems() == {}
+
+
+def test_known_models_stay_while_a_list_is_slow(slow, monkeypatch):
+    monkeypatch.setattr(catalog, "WAIT_IF_KNOWN", 0.1)
+    url, awake = slow
+    awake.set()
+    models = Catalog([Server.from_url(url)])
+    assert models.find().name == "a"
+    awake.clear()
+    models.expire()
+    assert models.find().name == "a"
+    assert models.problems() == {}

@@ -114,7 +114,7 @@ def test_dead_engine_is_down_immediately(engine):
 
 def test_silent_port_is_down(silent):
     with closing(Asked(DOWN, silent)) as asked:
-        assert "accepts connections but does not answer" in asked.reason()
+        assert "may be slow, or waking up" in asked.reason()
 
 
 def test_stuck_tokenizer_is_down_in_the_end(engine, stuck):
