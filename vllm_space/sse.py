@@ -38,6 +38,7 @@ def events(blocks: Iterable[bytes]) -> Iterator[tuple[str, bytes]]:
                 if data:
                     if len(data) == 1 and _is_object(data[0]):
                         yield name, data.pop()
+                        size = 0
                     size = _checked(size + len(value) + 1)
                 data.append(value)
                 is_stream = True

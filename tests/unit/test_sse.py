@@ -94,6 +94,11 @@ def test_many_lines_of_data_are_bounded():
         list(sse.events(endless()))
 
 
+def test_events_need_no_blank_lines_between_them():
+    line = b'data: {"text": "' + b"x" * 2**20 + b'"}\n'
+    assert len(parse(*[line] * 20)) == 20  # together longer than one event may be
+
+
 LINES = [b"data: one", b"data:two", b"data", b"", b": hi", b"event: e", b"error: x", b"id: 1", JSON]
 
 
