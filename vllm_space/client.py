@@ -71,8 +71,12 @@ class Stream:
                     raise
 
     def _respond(self, http: requests.Session) -> requests.Response:
-        """The response to the request, sent again without the fields that the server refuses."""
-        server, known = self.model.server, dialect.of(self.model)
+        """The response to the request, sent again without the fields that the server refuses.
+
+        What was changed is remembered only if it helped: an error can be about something else, or
+        repeat what the visitor wrote.
+        """
+        server, known, changes = self.model.server, dialect.of(self.model), list[str]()
         for _ in range(dialect.MAX_TRIES):
             body = known.apply(self.body)
             response = http.post(
@@ -87,8 +91,11 @@ class Stream:
             change = known.learn(body, response.status_code, decoded(response))
             if not change:
                 break
-            log.warning("%s refuses a request; from now on, %s", self.model.label, change)
+            changes.append(change)
             response.close()
+        if response.ok and changes:
+            dialect.remember(self.model, known)
+            log.warning("%s refuses some fields; from now on, %s", self.model.label, ", ".join(changes))
         return response
 
 

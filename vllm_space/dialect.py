@@ -2,7 +2,8 @@
 
 OpenAI-compatible servers differ in the fields they know: some refuse vLLM's own (top_k), some newer
 or older ones of OpenAI (stream_options, max_tokens), and some chat templates have no system role.
-Refused are only fields, never their values: a temperature that is too high stays an error.
+Only fields are left out, never because of their values: a temperature that is too high stays an
+error.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Dialect:
         return fields
 
     def learn(self, sent: dict[str, Any], status: int, error: object) -> str:
-        """What is changed from now on because the server refused `sent`; empty if nothing is.
+        """What is changed because the server refused `sent`, for the log; empty if nothing is.
 
         `error` is the decoded body of the response.
         """
@@ -115,8 +116,14 @@ _dialects: dict[tuple[str, str], Dialect] = {}  # (URL of the server, name of th
 
 
 def of(model: Model) -> Dialect:
-    """What is known about a model's server so far."""
-    return _dialects.setdefault((model.server.base, model.name), Dialect())
+    """A copy of what is known about a model's server so far."""
+    known = _dialects.get((model.server.base, model.name), Dialect())
+    return Dialect(set(known.omitted), dict(known.renamed), known.system_role)
+
+
+def remember(model: Model, known: Dialect) -> None:
+    """Use this for all requests to the model from now on."""
+    _dialects[model.server.base, model.name] = known
 
 
 def without_system_role(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -140,6 +140,20 @@ def test_server_that_refuses_all_is_left_alone():
     assert len(engine.requests) <= dialect.MAX_TRIES
 
 
+def test_what_did_not_help_is_forgotten():
+    message = "Cannot load the image 'unsupported max_tokens, max_completion_tokens'"
+
+    def script(path, body):
+        is_bad = body["messages"][-1]["content"] == "bad"
+        return (400, openai(message)) if is_bad else chat_stream("ok")
+
+    with ScriptedEngine(script).running() as engine:
+        with pytest.raises(errors.Rejected, match="Cannot load the image"):
+            ask(engine, messages=[{"role": "user", "content": "bad"}])
+        assert ask(engine) == "ok"
+    assert engine.requests[-1][2]["max_tokens"] == 9
+
+
 def test_images_stay_beside_a_moved_prompt():
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
     messages = [MESSAGES[0], {"role": "user", "content": [image]}]
