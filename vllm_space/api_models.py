@@ -13,7 +13,7 @@ from typing import Any
 
 from vllm_space import errors, model_list
 from vllm_space.api_error import ApiError
-from vllm_space.server import Model
+from vllm_space.server import Model, Server
 from vllm_space.settings import shorten
 
 # vLLM calls the model's folder `root`, and an adapter's base model `parent`.
@@ -41,17 +41,17 @@ def of_servers(models: Iterable[Model], created: int) -> Listing:
     return {"object": "list", "data": data}
 
 
-def of_server(body: bytes, address: str, created: int, name: str = "") -> bytes:
+def of_server(body: bytes, server: Server, created: int, name: str = "") -> bytes:
     """A server's own list, or the model of that name in it, as JSON.
 
-    The list only changes if it is in another form, or shows a local path. `address` is where it is,
-    for the errors. Raises ModelError if it cannot be read, and ApiError if the model is not there.
+    The list only changes if it is in another form, or shows a local path. Raises ModelError if it
+    cannot be read, and ApiError if the model is not there.
     """
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):
-        raise errors.not_a_model_list(address) from None
-    listing = _listing(fields, address, created)
+        raise errors.not_a_model_list(f"{server.base}/models") from None
+    listing = _listing(fields, server, created)
     if name:
         return json.dumps(find(listing, name)).encode()
     return body if listing == fields else json.dumps(listing).encode()
@@ -67,13 +67,13 @@ def find(listing: Listing, name: str) -> dict[str, Any]:
     raise ApiError(404, message, "model_not_found")
 
 
-def _listing(fields: Any, address: str, created: int) -> Listing:
+def _listing(fields: Any, server: Server, created: int) -> Listing:
     data = fields.get("data") if isinstance(fields, dict) else None
     if isinstance(data, list) and all(map(_is_entry, data)):
         return {"object": "list", **fields, "data": [_without_paths(entry) for entry in data]}
     data = [
         _entry(model.name, "vllm" if model.is_vllm else "unknown", model.context_length, created)
-        for model in model_list.parse(fields, address)
+        for model in model_list.parse(fields, f"{server.base}/models", server.secrets)
     ]
     return {"object": "list", "data": data}
 

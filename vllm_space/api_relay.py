@@ -21,7 +21,6 @@ from starlette.types import Send
 from vllm_space import api_answer, api_error, api_models, api_response, errors
 from vllm_space.api_answer import Wish
 from vllm_space.api_error import RETRY_AFTER, ApiError
-from vllm_space.api_paths import MODELS
 from vllm_space.api_request import ApiRequest
 from vllm_space.catalog import Catalog
 from vllm_space.context_fit import ContextFit, read_head
@@ -96,11 +95,10 @@ class Relay:
 
     async def models(self, call: Call, name: str, limits: KeyLimits, send: Send) -> None:
         """Send a server's own list of models, or one of them. Raises ApiError."""
-        address = call.server.endpoint(MODELS)
         async with self._response(call, None, limits) as (response, head):
             body = head + await response.read()
             if response.status == 200:
-                read = partial(api_models.of_server, body, address, self.started_at, name)
+                read = partial(api_models.of_server, body, call.server, self.started_at, name)
                 try:
                     body = await limits.compute(len(body), read)
                 except errors.ModelError as error:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from vllm_space import hardware
+from vllm_space import hardware, readers
 
 # Whole endpoints, as they are pasted from a curl command.
 ENDPOINT = re.compile(
@@ -88,7 +88,8 @@ class Server:
     @property
     def secrets(self) -> tuple[str, ...]:
         """What must not be shown, though the server may repeat it."""
-        return tuple(filter(None, (self.api_key, self.login.partition(":")[2])))
+        in_query = readers.secrets_in_url(f"?{self.query}")
+        return tuple(filter(None, (self.api_key, self.login.partition(":")[2], *in_query)))
 
     @property
     def headers(self) -> dict[str, str]:

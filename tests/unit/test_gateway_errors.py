@@ -336,6 +336,16 @@ def test_unreadable_lists_are_errors(monkeypatch, body, words):
     assert words in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("body", [5, {"error": "no models for query-marked"}])
+def test_keys_in_addresses_are_not_shown(monkeypatch, body):
+    monkeypatch.setattr(ListServer, "body", body)
+    address = "/v1?key=query-marked"
+    with http_serving(ListServer) as server, serving(server.url + address) as url:
+        response = requests.get(f"{url}/v1/models", headers=KEY, timeout=5)
+    assert response.status_code == 502
+    assert "marked" not in response.text
+
+
 def test_named_model_needs_no_list():
     class Server(QuietHandler):
         def do_GET(self) -> None:
