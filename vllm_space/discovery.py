@@ -10,6 +10,7 @@ import logging
 from urllib.parse import urljoin, urlsplit
 
 import requests
+import urllib3
 
 from vllm_space import errors, model_list
 from vllm_space.connection import CONNECT_TIMEOUT, check_response, session
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 LIST_TIMEOUT = 60  # seconds; catalog.py stops waiting earlier
 HEALTH_TIMEOUT = 5  # seconds
 MAX_LIST = 32 * 2**20  # bytes
+READ_TIMEOUTS = (requests.exceptions.ReadTimeout, urllib3.exceptions.ReadTimeoutError)
 LEGACY_NAME = "vLLM (legacy server)"  # which does not name its model
 
 
@@ -38,7 +40,7 @@ def models(server: Server, name: str = "", timeout: float = LIST_TIMEOUT) -> lis
             if any(model.is_vllm for model in found) and not _is_up(http, server, HEALTH_TIMEOUT):
                 raise errors.unreachable(server.label)
             return found
-        except requests.exceptions.ReadTimeout:
+        except READ_TIMEOUTS:
             raise errors.waking_up(server.label, timeout) from None
 
 
@@ -57,7 +59,7 @@ def check(server: Server, timeout: float, name: str = "") -> None:
                 body = {"model": model, "prompt": "Hi"}
                 # Even an error shows that it responds.
                 http.post(server.endpoint("/tokenize"), json=body, timeout=timeout)
-        except requests.exceptions.ReadTimeout:
+        except READ_TIMEOUTS:
             raise errors.not_answering(server.label) from None
 
 
@@ -129,14 +131,19 @@ def _upgraded(response: requests.Response, base: str) -> str:
     """
     if not response.is_redirect:
         return ""
-    location = urlsplit(urljoin(response.url, response.headers["Location"]))
-    old, path = urlsplit(base), location.path.rstrip("/")
+    old = urlsplit(base)
+    try:
+        location = urlsplit(urljoin(response.url, response.headers["Location"]))
+        port = location.port
+    except ValueError:
+        return ""
+    path = location.path.rstrip("/")
     is_same = (location.scheme, location.netloc) == (old.scheme, old.netloc)
     is_secured = (
         (old.scheme, location.scheme) == ("http", "https")
         and old.hostname == location.hostname
         and old.port in (None, 80)
-        and location.port in (None, 443)
+        and port in (None, 443)
     )
     if not path.endswith("/models") or not (is_same or is_secured):
         return ""

@@ -104,6 +104,15 @@ def test_redirect_to_another_host_is_named(status):
             assert asked == []
 
 
+@pytest.mark.parametrize("target", ["https://h:99999/v1/models", "http://[h/v1/models"])
+def test_redirect_to_no_address_is_an_error(target):
+    with (
+        site({"GET /v1/models": (302, target)}) as (url, _),
+        pytest.raises(errors.ModelError),
+    ):
+        discovery.models(Server.from_url(url))
+
+
 def test_redirect_on_the_same_server_is_followed():
     pages = {"GET /v1/models": (307, "/llm/v1/models"), "GET /llm/v1/models": (200, MODELS)}
     with site(pages) as (url, _):
