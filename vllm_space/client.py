@@ -95,7 +95,9 @@ class Stream:
             response.close()
         if response.ok and changes:
             dialect.remember(self.model, known)
-            log.warning("%s refuses some fields; from now on, %s", self.model.label, ", ".join(changes))
+            log.warning(
+                "%s refuses some fields; from now on, %s", self.model.label, ", ".join(changes)
+            )
         return response
 
 
@@ -190,7 +192,7 @@ def _decode(line: bytes) -> dict[str, Any]:
         value = json.loads(line)
         if isinstance(value, dict):
             return value
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     log.error("the model server sent a line that is not a JSON object: %r", line[:500])
     raise errors.malformed_response()

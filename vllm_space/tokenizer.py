@@ -76,6 +76,6 @@ def _tokenize(server: Server, body: dict[str, Any]) -> tuple[int, dict[str, Any]
         response = http.post(server.endpoint("/tokenize"), json=body, timeout=timeout)
         try:
             value = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             value = {}
         return response.status_code, value if isinstance(value, dict) else {}
