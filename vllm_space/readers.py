@@ -14,7 +14,7 @@ import shlex
 import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from pydantic import SecretStr
 
@@ -124,7 +124,7 @@ def url(value: Any) -> Any:
     value = value.strip()
     if re.search(r"\s", value):
         raise ValueError("it has white space in it")
-    parts = urlsplit(value)  # raises ValueError for an open [
+    parts = _split(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("not an http or https URL")
     try:
@@ -132,6 +132,14 @@ def url(value: Any) -> Any:
     except ValueError:
         raise ValueError("its port is not a number up to 65535") from None
     return value
+
+
+def _split(address: str) -> SplitResult:
+    """The parts of a URL. Raises ValueError, unlike urlsplit's without what may be a password."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        raise ValueError("its host is malformed") from None
 
 
 def urls(value: Any) -> Any:
@@ -212,7 +220,7 @@ def model(text: str, endpoint: str = "") -> tuple[str, str]:
         if not text.lower().startswith(tuple(f"{host}/" for host in HUB_HOSTS)):
             return path.rstrip("/") or path, ""
         address = f"https://{text}"
-    parts = urlsplit(address)
+    parts = _split(address)
     path = parts.path
     if endpoint and address.startswith(endpoint.rstrip("/") + "/"):
         path = path[len(urlsplit(endpoint).path.rstrip("/")) :]
