@@ -424,8 +424,9 @@ def _hub_token(texts: dict[str, str]) -> tuple[str, str]:
     if texts.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in ("1", "ON", "YES", "TRUE"):
         return "", "HF_TOKEN"
     home = texts.get("HF_HOME") or f"{texts.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    path = Path(os.path.expandvars(texts.get("HF_TOKEN_PATH") or f"{home}/token")).expanduser()
+    path = Path(os.path.expandvars(texts.get("HF_TOKEN_PATH") or f"{home}/token"))
     try:
+        path = path.expanduser()
         return path.read_text(encoding="utf-8"), f"the token in {path}"
     except (OSError, ValueError, RuntimeError):  # none, not text, or no home folder
         return "", "HF_TOKEN"

@@ -385,6 +385,8 @@ def test_quotes_elsewhere_are_a_warning(monkeypatch):
         ("MODEL_URL", "user:marked@host:8000"),
         ("MODEL_URL", "http://user:mar/ked@host:8000"),
         ("MODEL_URL", "http://user:marked@host:99999"),
+        ("MODEL_URL", "http://user:mar\uff1aked@host"),  # a full-width colon
+        ("MODEL_URL", "http://[marked]@host"),
         ("MODEL_URL", "ftp://host/?api-version=1&key=marked"),
         ("MODELS", '{"a": "http://user:mar"ked@host"}'),
         ("MODELS", '{"a": "ftp://host?sig=marked"}'),
@@ -436,6 +438,13 @@ def test_token_is_found_like_the_hub_does(monkeypatch, tmp_path, env, file, toke
     if token:
         assert config.hf_token_origin == origin.format(path=path)
         assert config.mask(f"a {token} b") == "a *** b"
+
+
+def test_no_home_folder_means_no_token(monkeypatch):
+    for name in ("HF_TOKEN_PATH", "HF_HOME", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    assert load(monkeypatch).hf_token is None
 
 
 def test_old_token_reaches_no_other_process(monkeypatch):
