@@ -78,10 +78,8 @@ class _Exception:
         if self.network:
             is_address = self.network.prefixlen == self.network.max_prefixlen
             name = str(self.network.network_address if is_address else self.network)
-            if self.network.version == 6:
-                if not is_address:
-                    return ""
-                name = f"[{name}]" if self.port else name
+            if self.network.version == 6 and (self.port or not is_address):
+                return ""
         elif self.name and ("xn--" in name or not HOST.fullmatch(name)):
             return ""
         return f"{name}:{self.port}" if self.port else name
@@ -101,11 +99,11 @@ def prepare(*own_hosts: str) -> list[str]:
     for scheme in PROXIED:
         proxy = proxies.by_scheme.get(scheme)
         usable = proxy is not None and _httpx_can_use(proxy)
-        for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper()):
-            if proxy and usable and name in os.environ:
+        for name in [name for name in os.environ if name.lower() == f"{scheme}_proxy"]:
+            if proxy and usable:
                 os.environ[name] = proxy.url
             else:
-                os.environ.pop(name, None)
+                del os.environ[name]
         if proxy and not proxy.url:
             warnings.append(str(errors.invalid_proxy(proxy.variable)))
         elif proxy and not usable:
@@ -113,8 +111,10 @@ def prepare(*own_hosts: str) -> list[str]:
                 f"{proxy.variable} is a SOCKS proxy: requests to the Hub do without it. "
                 "Install `httpx[socks]` to use it for them."
             )
-    entries = (entry.for_httpx() for entry in proxies.exceptions)
-    exceptions = ",".join(dict.fromkeys(filter(None, (*entries, *OWN_NAMES, *own_hosts))))
+    entries = filter(None, (entry.for_httpx() for entry in proxies.exceptions))
+    names = dict.fromkeys((*entries, *OWN_NAMES, *filter(str.isascii, own_hosts)))
+    # For most libraries, * has a meaning only on its own.
+    exceptions = "*" if "*" in names else ",".join(names)
     os.environ |= {"no_proxy": exceptions, "NO_PROXY": exceptions}
     return warnings
 

@@ -153,6 +153,23 @@ def test_httpx_survives_any_environment(variables):
         library.Client(verify=False).close()
 
 
+@pytest.mark.parametrize(
+    ("exceptions", "expected"),
+    [
+        ("a.corp, 10.0.0.1:80", "a.corp,10.0.0.1:80,localhost,127.0.0.1,::1,my_host"),
+        ("*", "*"),  # requests and aiohttp would not understand it in a list
+        ("[::1]:80,[fd00::9]:443", "localhost,127.0.0.1,::1,my_host"),
+    ],
+)
+def test_no_proxy_for_other_libraries(exceptions, expected):
+    os.environ["no_proxy"] = exceptions
+    forget()
+    network.prepare("my_host", "h\xf6st")
+    assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == expected
+    for library in (httpx, httpx2):
+        library.Client(verify=False).close()
+
+
 def test_what_httpx_cannot_use_is_warned_of():
     os.environ |= {"ALL_PROXY": "socks4://me:marked@proxy", "HTTP_PROXY": "http://proxy:3128"}
     warnings = network.prepare()
