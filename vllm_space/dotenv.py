@@ -5,8 +5,8 @@ The only reader of `.env`, for settings.py and for start.sh, which runs
     python vllm_space/dotenv.py FILE NAME...   prints the values of the variables
 
 before anything is installed: standard library only. Knows no variable. The format is that of
-python-dotenv, with two differences: in single quotes `${NAME}` is text, as in a shell, and a line
-that cannot be read is an error.
+python-dotenv, with two differences: `${NAME}` is text in single quotes, as in a shell, and where
+there is no such variable; a line that cannot be read is an error.
 """
 
 from __future__ import annotations
@@ -159,6 +159,7 @@ def main(file: str, *names: str) -> int:
     except UnreadableFile as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return 2
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     for name in names:
         print(clean(values.get(name, "")))
     return 0
