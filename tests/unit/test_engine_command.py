@@ -127,6 +127,7 @@ def test_log_says_why_the_model_was_chosen(gpus, values, origin):
         ("az://box", "box"),
         ("org/name", "org/name"),
         ("gpt2", "gpt2"),
+        ("x" * 300, "x" * 300),
         ("org/name:Q4_K_M", "org/name:Q4_K_M"),
     ],
 )

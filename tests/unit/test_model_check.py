@@ -59,6 +59,7 @@ def test_model_that_fits_has_no_warnings(check):
             id="does not exist",
         ),
         pytest.param([], {"model_id": "one/two/three"}, ["neither a Hub id"], id="not a name"),
+        pytest.param([], {"model_id": "x" * 300}, ["neither a Hub id"], id="too long"),
         pytest.param(
             [model("org/name", private=True)], {}, ["private", "HF_TOKEN"], id="private, no token"
         ),

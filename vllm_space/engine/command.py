@@ -39,12 +39,17 @@ def model_origin(config: Settings, gpus: list[hardware.Gpu]) -> str:
     )
 
 
+def is_local(model: str) -> bool:
+    """Whether the model is a file or a folder on this machine."""
+    return os.path.exists(model)  # noqa: PTH110  (a Path raises an error for a very long name)
+
+
 def served_model_name(model: str) -> str:
     """The model's name in the API: for a path or an address its last part, never all of it."""
     path = Path(model)
     if path == settings.DEMO_MODEL:
         return settings.DEMO_MODEL_NAME
-    if path.exists():
+    if is_local(model):
         path = path.resolve()
     elif not re.match(r"[./~]|\w+://", model):
         return model

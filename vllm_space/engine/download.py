@@ -13,10 +13,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, cast
 
 from vllm_space import settings
+from vllm_space.engine import command
 from vllm_space.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def _fetch(config: Settings, model: str, say: Callable[[str], None]) -> None:
 
     if constants.HF_HUB_OFFLINE or settings.models_are_elsewhere():
         return
-    if Path(model).exists() or "://" in model:
+    if command.is_local(model) or "://" in model:
         return
     if OTHER_FILES.search(" ".join(config.engine_args)):
         return

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_space import flavors, settings
+from vllm_space.engine import command
 from vllm_space.errors import EngineError
 from vllm_space.flavors import GIB
 from vllm_space.hardware import Gpu
@@ -46,8 +47,8 @@ MEMORY_SAVING_FLAGS = re.compile(
     r"--(?:cpu-offload|offload|quantization|hf-overrides|load-format|pipeline-parallel|nnodes)|-q\b"
 )
 
-# With these, vLLM asks the Hub for something else than MODEL_ID, MODEL_REVISION and HF_TOKEN say,
-# or needs less of it.
+# With these, vLLM asks the Hub for something other than MODEL_ID, MODEL_REVISION and HF_TOKEN
+# say, or needs less of it.
 OTHER_QUESTIONS = re.compile(
     r"--(?:config|config-format|hf-config-path|hf-token|revision)(?:=| |$)"
 )
@@ -63,7 +64,7 @@ def check(config: Settings, model: str, gpus: list[Gpu]) -> list[str]:
     """
     _check_driver(gpus)
     warnings = list(_busy_gpus(config, gpus))
-    if Path(model).exists():
+    if command.is_local(model):
         weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
         warnings += _local(config, model)
         return warnings + list(_memory(config, model, weights, gpus))
