@@ -172,7 +172,7 @@ def problem(error: BaseException, server: Server) -> errors.ModelError:
             return errors.tls_failed(origin, reason.lower().replace("_", " "))
     is_unknown = any(isinstance(cause, (socket.gaierror, UnicodeError)) for cause in causes)
     if proxy := network.proxy_for(server.base):
-        if any("407" in str(cause) for cause in causes):
+        if any(re.search(r"(?<!:)\b407\b", str(cause)) for cause in causes):
             return errors.proxy_needs_login(proxy.variable)
         if is_unknown or any("Proxy" in type(cause).__name__ for cause in causes):
             return errors.proxy_failed(proxy.variable, host)
@@ -181,12 +181,13 @@ def problem(error: BaseException, server: Server) -> errors.ModelError:
     return errors.unreachable(server.label)
 
 
-def _causes(error: object, seen: frozenset[int] = frozenset()) -> Iterator[BaseException]:
-    """The exception and those that led to it, wherever the libraries keep them."""
+def _causes(error: object, seen: set[int] | None = None) -> Iterator[BaseException]:
+    """The exception and those that led to it, wherever the libraries keep them, each once."""
+    seen = set() if seen is None else seen
     if not isinstance(error, BaseException) or id(error) in seen:
         return
     yield error
-    seen |= {id(error)}
+    seen.add(id(error))
     attributes = ("reason", "os_error", "certificate_error", "__cause__", "__context__")
     for cause in (*(getattr(error, name, None) for name in attributes), *error.args):
         yield from _causes(cause, seen)
