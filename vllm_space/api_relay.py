@@ -97,6 +97,9 @@ class Relay:
         """Send a server's own list of models, or one of them. Raises ApiError."""
         async with self._response(call, None, limits) as (response, head):
             body = head + await response.read()
+            if response.status == 404:
+                problem = errors.no_model_list(f"{call.server.base}/models", 404)
+                raise ApiError(404, str(problem), "not_found")
             if response.status == 200:
                 read = partial(api_models.of_server, body, call.server, self.started_at, name)
                 try:

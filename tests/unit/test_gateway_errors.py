@@ -116,7 +116,7 @@ def test_anthropic_format_has_its_own_types():
         (403, REGION, "Your country or region is not served."),
         (401, {"error": {"message": "Incorrect API key provided: engine-key-marked."}}, "***"),
         (401, {"detail": "engine-key-marked"}, "MODEL_API_KEY"),
-        (403, HTML, "MODEL_API_KEY"),
+        (403, HTML, "firewall"),
         (403, {"error": "This model is gated."}, "This model is gated."),
     ],
 )
@@ -346,10 +346,11 @@ def test_keys_in_addresses_are_not_shown(monkeypatch, body):
     assert "marked" not in response.text
 
 
-def test_named_model_needs_no_list():
+@pytest.mark.parametrize("body", [{"detail": "Not Found"}, {"error": {"message": "No such URL"}}])
+def test_named_model_needs_no_list(body):
     class Server(QuietHandler):
         def do_GET(self) -> None:
-            self.reply(405 if self.path == CHAT_PATH else 404, {"detail": "Not Found"})
+            self.reply(405 if self.path == CHAT_PATH else 404, body)
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
