@@ -99,7 +99,7 @@ class Catalog:
         self._refreshed_at = -self.MAX_AGE
 
     def takes_images(self, model: Model) -> bool:
-        """Whether the model accepts images. Cached for good, unless the server could not say."""
+        """Whether the model accepts images. The server's answer to that is cached for good."""
         if self.images is False or model.protocol != "openai":
             return False
         if model.takes_images is not None:

@@ -75,8 +75,8 @@ class ContextFit:
         listing = loop.run_in_executor(None, self.catalog.models)
         try:
             self.models = await asyncio.wait_for(listing, CATALOG_WAIT) or self.models
-        except Exception as error:  # such as a server whose list is of another form
-            log.warning("the models could not be listed: %s", type(error).__name__)
+        except asyncio.TimeoutError:
+            log.warning("the models could not be listed within %d s", CATALOG_WAIT)
         models = [model for model in self.models if model.server == server]
         named = [model for model in models if model.name == name]
         return max(named or models, key=lambda model: model.context_length or 0, default=None)

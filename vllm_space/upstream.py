@@ -120,7 +120,7 @@ class Upstream:
 
         vLLM counts in a single thread that every request needs, and cannot be interrupted: if this
         call is cancelled, the lock is held until the engine has answered. The page counts one at a
-        time as well (client.py), so that at most two counts per server keep others waiting.
+        time as well (tokenizer.py), so that at most two counts per server keep others waiting.
         """
         lock = self.counting[call.server]
         try:
