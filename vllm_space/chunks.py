@@ -100,7 +100,7 @@ class _Answer:
         self.reasoning = _Characters()
 
     def received(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
-        """The blocks. If the connection breaks when the server has said all, they just end."""
+        """The blocks. If the connection breaks after the server has sent everything, they end."""
         try:
             yield from blocks
         except Exception:
@@ -108,7 +108,7 @@ class _Answer:
                 raise
 
     def chunk(self, event: dict[str, Any]) -> Chunk | None:
-        """What an event brings; None if it is nothing."""
+        """The chunk that an event holds; None if it holds nothing."""
         usage = event.get("usage")
         usage = _counts(usage) if usage else None
         choices = event.get("choices")
