@@ -1,6 +1,6 @@
 """Decides whether an engine's response can be passed on to a client, or which error replaces it.
 
-Errors in the format of the client's API pass unchanged, whatever they say.
+Errors in the format of the client's API pass unchanged, whatever they say, unless it is a secret.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def check(response: aiohttp.ClientResponse, head: bytes, path: str, secrets: Ite
             return
         status = error_body.status(body) or 502
     elif status not in (401, 403) and (body is None or _is_in_format(body, path)):
-        return
+        text = head.decode(errors="replace") if body is None else json.dumps(body)
+        if error_body.mask(text, secrets) == text:
+            return
     message = _message(status, body, path, secrets)
     if status in (401, 403):  # the gateway's key, not the client's
         raise api_error.engine_unavailable(errors.ModelError(message))

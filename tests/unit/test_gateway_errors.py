@@ -336,6 +336,15 @@ def test_unreadable_lists_are_errors(monkeypatch, body, words):
     assert words in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("status", [400, 404, 429, 500])
+def test_key_in_an_error_is_masked(status):
+    body = {"error": {"message": "Bad key engine-key-marked", "code": "bad_key"}}
+    response = answer(status, body)
+    assert response.status_code == status
+    assert response.json()["error"]["message"] == "Bad key ***"
+    assert response.json()["error"]["code"] == "bad_key"
+
+
 @pytest.mark.parametrize("body", [5, {"error": "no models for query-marked"}])
 def test_keys_in_addresses_are_not_shown(monkeypatch, body):
     monkeypatch.setattr(ListServer, "body", body)
