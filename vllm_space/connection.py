@@ -5,7 +5,6 @@ Redirects are not followed: a POST would become a GET, and the API key could go 
 
 from __future__ import annotations
 
-import http.client
 import logging
 import re
 import socket
@@ -32,6 +31,13 @@ OUT_OF_DATE = (9, 10)
 ANOTHER_NAME = (62, 64)
 # OpenSSL's reasons if what arrives is not TLS.
 NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE")
+# Exceptions of requests and aiohttp if a server closes the connection or sends no HTTP.
+NO_HTTP = (
+    "ConnectionResetError",
+    "RemoteDisconnected",
+    "ServerDisconnectedError",
+    "BadStatusLine",
+)
 # What nginx and Go say on a port with TLS.
 TLS_EXPECTED = re.compile(r"HTTP request (?:was sent )?to (?:an )?HTTPS", re.IGNORECASE)
 
@@ -86,9 +92,7 @@ def session(server: Server) -> Iterator[requests.Session]:
                 log.error("the stream from the model server was cut off: %s", error)
                 raise errors.cut_off() from None
             log.debug("the model server cannot be reached: %s", type(error).__name__)
-            if _may_have_expected_tls(error) and _speaks_tls(server):
-                raise errors.speaks_tls(_origin(server.base)) from None
-            raise problem(error, server) from None
+            raise tls_expected(error, server) or problem(error, server) from None
 
 
 def check_response(
@@ -202,10 +206,15 @@ def _is_in_a_response(error: BaseException) -> bool:
     )
 
 
-def _may_have_expected_tls(error: BaseException) -> bool:
-    """Whether the server accepted the connection, and then closed it or sent no HTTP."""
-    kinds = (ConnectionResetError, http.client.RemoteDisconnected, http.client.BadStatusLine)
-    return any(isinstance(cause, kinds) for cause in _causes(error))
+def tls_expected(error: BaseException, server: Server) -> errors.ModelError | None:
+    """The error if a server with an http:// URL speaks TLS, which is found out by connecting to it.
+
+    Only if `error` shows that it accepted the connection, and then closed it or sent no HTTP.
+    """
+    names = {type(cause).__name__ for cause in _causes(error)}
+    if names.isdisjoint(NO_HTTP) or not _speaks_tls(server):
+        return None
+    return errors.speaks_tls(_origin(server.base))
 
 
 def _speaks_tls(server: Server) -> bool:

@@ -64,6 +64,7 @@ class Upstream:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             for session in self.sessions.values():
                 await session.close()
+            self.sessions.clear()
 
     async def request(self, call: Call) -> aiohttp.ClientResponse:
         """Send a request and return once the headers are in; redirects are not followed.
@@ -76,6 +77,15 @@ class Upstream:
         return await self._send(call)
 
     async def _send(self, call: Call) -> aiohttp.ClientResponse:
+        try:
+            return await self._try(call)
+        except aiohttp.ClientError as error:
+            problem = await asyncio.to_thread(connection.tls_expected, error, call.server)
+            if problem:
+                raise aiohttp.ClientConnectionError from problem
+            raise
+
+    async def _try(self, call: Call) -> aiohttp.ClientResponse:
         url = URL(call.server.endpoint(call.target), encoded=True)
         headers = {**call.headers, **call.server.headers}
         try:
