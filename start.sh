@@ -38,7 +38,8 @@ trap 'exit 130' INT HUP
 
 # -- 3. A Python environment: the active one if it has the requirements, else our own --------
 READER=${PYTHON:-python3} # of the variables, in the environment and in .env
-command -v "$READER" >/dev/null || { find_base_python && READER=$BASE_PYTHON; }
+"$READER" -c 'from __future__ import annotations' 2>/dev/null || # Python 3.7 is enough
+  { find_base_python && READER=$BASE_PYTHON; }
 setting() { # NAME...: the values of these variables. Fails if .env cannot be read.
   "$READER" "$ROOT/vllm_space/dotenv.py" "$ROOT/.env" "$@"
 }
