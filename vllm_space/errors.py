@@ -103,7 +103,7 @@ def no_such_address(host: str) -> SettingsError:
 
 def privileged_port(port: int, name: str) -> EngineError:
     """`name` is the setting that changes the port."""
-    return EngineError(f"Port {port} needs root's rights: set {name} to a port from 1024 on.")
+    return EngineError(f"Port {port} needs root privileges: set {name} to 1024 or higher.")
 
 
 def unusable_port(port: int, host: str, name: str, reason: str) -> EngineError:
@@ -117,17 +117,20 @@ def unusable_port(port: int, host: str, name: str, reason: str) -> EngineError:
 # -- requests to a model server ------------------------------------------------------------
 
 
+def _server(label: str) -> str:
+    return f"The model server {label}".rstrip()
+
+
 def unreachable(label: str = "") -> Unreachable:
-    server = f"The model server {label}" if label else "The model server"
     return Unreachable(
-        f"{server} cannot be reached. It may be down or still starting. Try again in a minute."
+        f"{_server(label)} cannot be reached. It may be down or still starting. "
+        "Try again in a minute."
     )
 
 
 def not_answering(label: str = "") -> TimedOut:
-    server = f"The model server {label}" if label else "The model server"
     return TimedOut(
-        f"{server} accepts connections but does not answer. It may be overloaded or stuck. "
+        f"{_server(label)} accepts connections but does not answer. It may be overloaded or stuck. "
         "Try again in a minute."
     )
 
@@ -137,9 +140,8 @@ def no_server() -> Unreachable:
 
 
 def waking_up(label: str, seconds: float) -> TimedOut:
-    server = f"The model server {label}" if label else "The model server"
     return TimedOut(
-        f"{server} has not answered within {seconds:g} s. It may be slow, or waking up. "
+        f"{_server(label)} has not answered within {seconds:g} s. It may be slow, or waking up. "
         "Try again in a minute."
     )
 
@@ -165,9 +167,9 @@ def list_refused(address: str, body: object, secrets: Iterable[str] = ()) -> Mod
 
 
 def no_models(label: str) -> Unreachable:
-    server = f"The model server {label}" if label else "The model server"
     return Unreachable(
-        f"{server} lists no models. Load one there, or set MODEL_ID to the name of one it has."
+        f"{_server(label)} lists no models. Load one there, or set MODEL_ID to the name of one it "
+        "has."
     )
 
 
@@ -273,7 +275,7 @@ def proxy_failed(variable: str, host: str) -> Unreachable:
 
 def proxy_needs_login(variable: str) -> Unreachable:
     return Unreachable(
-        f"The proxy in {variable} rejected its user name and password. "
+        f"The proxy in {variable} requires a valid user name and password. "
         "Set it to http://USER:PASSWORD@HOST:PORT."
     )
 

@@ -478,7 +478,8 @@ def _explain(problem: ErrorDetails, token: str = "HF_TOKEN") -> str:
     field = str(problem["loc"][0])
     error = problem["ctx"]["error"] if problem["type"] == "value_error" else None
     if isinstance(error, readers.Unusable):
-        return f"{token if field == 'hf_token' else field.upper()} {error}"
+        name = token if field == "hf_token" else field.upper()
+        return f"{name[0].upper()}{name[1:]} {error}"
     return _sentence(field, str(problem["input"]), f" ({error})" if error else "")
 
 

@@ -122,11 +122,12 @@ def test_plain_http_behind_https_is_named(ask):
             ask(f"https://127.0.0.1:{port}")
 
 
-def test_tls_behind_http_is_named(tmp_path):
+@both
+def test_tls_behind_http_is_named(tmp_path, ask):
     with serving_tls(Authority(tmp_path).context()) as running:
         port = running.server_port
         with pytest.raises(errors.Unreachable, match=f"Set MODEL_URL to https://127.0.0.1:{port}"):
-            page(f"http://127.0.0.1:{port}")
+            ask(f"http://127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ def test_proxy_that_needs_a_login(monkeypatch, ask):
     with serving(Proxy) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", f"127.0.0.1:{proxy.server_port}")
         forget()
-        with pytest.raises(errors.Unreachable, match="proxy in HTTPS_PROXY rejected its user"):
+        with pytest.raises(errors.Unreachable, match="proxy in HTTPS_PROXY requires a valid user"):
             ask(f"https://{NAME}/v1")
 
 

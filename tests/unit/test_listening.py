@@ -68,7 +68,7 @@ def test_privileged_port_asks_for_another(monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(listening, "bind", refuse)
-    with pytest.raises(errors.EngineError, match=r"Port 80 needs root's rights: set --port"):
+    with pytest.raises(errors.EngineError, match=r"Port 80 needs root privileges: set --port"):
         listening.require_free_port("127.0.0.1", 80, PORT_SETTING)
 
 
