@@ -502,7 +502,7 @@ def warnings(config: Settings) -> list[str]:
 
     `config` is what `load` returned.
     """
-    return [*_removed(config, _texts()), *unknown_names()]
+    return [*_removed(config, _texts()), *_unknown_names()]
 
 
 def _removed(config: Settings, texts: dict[str, str]) -> Iterator[str]:
@@ -518,7 +518,7 @@ def _removed(config: Settings, texts: dict[str, str]) -> Iterator[str]:
             yield f"{name} has quotes around its value: ignoring them."
 
 
-def unknown_names() -> list[str]:
+def _unknown_names() -> list[str]:
     """A warning for each APP_* or ENGINE_* variable that does not exist, with the nearest match."""
     existing = sorted({name.upper() for name in Settings.model_fields})
     found = []
