@@ -14,7 +14,7 @@ MAX_LINE = 2**20  # bytes; a longer line of a stream passes unchanged
 
 
 @dataclass
-class Wish:
+class AnswerForm:
     """What a client expects of an answer: its `model`, if not the engine's name, and events."""
 
     path: str

@@ -10,6 +10,7 @@ import re
 
 from starlette.requests import Request
 
+from vllm_space import server
 from vllm_space.api_error import ApiError, is_for_anthropic
 from vllm_space.settings import shorten
 
@@ -33,7 +34,7 @@ MODEL = f"{MODELS}/"  # then the id of a model, which can contain slashes
 # addresses of other providers (Azure's has the name of a deployment), or an endpoint.
 _TAILS = {path.removeprefix("/v1"): path for path in ENDPOINTS}
 _TAIL = "|".join(sorted(_TAILS, key=len, reverse=True))
-_VERSION = r"/v\d+(?:(?:alpha|beta|preview)\d*)?"
+_VERSION = f"/{server.VERSION.pattern}"
 _PREFIX = rf"{_VERSION}|/api|/openai|/anthropic|/(?:deployments|engines)/[^/]+"
 _MISADDRESSED = re.compile(rf"(?:{_PREFIX}|{_TAIL})*({_TAIL}|/models/.+)", re.IGNORECASE)
 _BASE = re.compile(rf"(?:{_PREFIX})*{_VERSION}", re.IGNORECASE)

@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Send
 
 from vllm_space import api_answer, api_error, api_models, api_response, errors
-from vllm_space.api_answer import Wish
+from vllm_space.api_answer import AnswerForm
 from vllm_space.api_error import RETRY_AFTER, ApiError
 from vllm_space.api_request import ApiRequest
 from vllm_space.catalog import Catalog
@@ -55,7 +55,7 @@ class Relay:
         parsed: ApiRequest | None,
         limits: KeyLimits,
         send: Send,
-        wish: Wish | None = None,
+        form: AnswerForm | None = None,
     ) -> None:
         """Send the engine's response to the client as it arrives. Raises ApiError if there is none.
 
@@ -66,12 +66,12 @@ class Relay:
             if response.status in (502, 503):
                 headers.setdefault("retry-after", str(RETRY_AFTER))
             if response.status != 200 or "content-encoding" in headers:
-                wish = None
+                form = None
             streams = response.content_type == api_answer.EVENTS
-            if wish and not streams:
+            if form and not streams:
                 data = head + await response.read()
                 data, headers["content-type"] = await limits.compute(
-                    len(data), partial(wish.whole, data)
+                    len(data), partial(form.whole, data)
                 )
                 await send_whole(send, response.status, headers, data)
                 return
@@ -83,9 +83,9 @@ class Relay:
             data = b""
             try:
                 async for data in response.content.iter_any():
-                    data = wish.part(data) if wish else data
+                    data = form.part(data) if form else data
                     await send({"type": "http.response.body", "body": data, "more_body": True})
-                data = wish.end() if wish else b""
+                data = form.end() if form else b""
             except (aiohttp.ClientError, asyncio.TimeoutError) as error:
                 log.error("the engine cut off an answer: %s", type(error).__name__)
                 if not streams or (data and not data.endswith(b"\n\n")):

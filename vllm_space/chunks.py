@@ -103,8 +103,9 @@ class _Answer:
         """The blocks. If the connection breaks after the server has sent everything, they end."""
         try:
             yield from blocks
-        except Exception:
-            if not self.is_finished and not self.unread:
+        except Exception as error:
+            is_silent = isinstance(error, errors.TimedOut)
+            if not self.is_finished and (is_silent or not self.unread):
                 raise
 
     def chunk(self, event: dict[str, Any]) -> Chunk | None:

@@ -14,10 +14,10 @@ from typing import Any
 import requests
 import urllib3
 
-from vllm_space import chunks, dialect, errors
+from vllm_space import chunks, dialect, error_body, errors
 from vllm_space.chunks import Chunk
 from vllm_space.connection import CONNECT_TIMEOUT, check_response, decoded, session
-from vllm_space.server import Model
+from vllm_space.server import Model, Server
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ def _legacy(stream: Stream) -> Generator[Chunk, None, None]:
     prompt = stream.body["prompt"]
     sent, received_any = 0, False
     for line in _lines(stream.blocks()):
-        texts = _decode(line).get("text")
+        texts = _decode(line, stream.model.server).get("text")
         if not isinstance(texts, list) or not texts or not isinstance(texts[0], str):
             raise errors.malformed_response()
         received_any = True
@@ -187,12 +187,13 @@ def _lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def _decode(line: bytes) -> dict[str, Any]:
+def _decode(line: bytes, server: Server) -> dict[str, Any]:
     try:
         value = json.loads(line)
         if isinstance(value, dict):
             return value
     except (ValueError, RecursionError):
         pass
-    log.error("the model server sent a line that is not a JSON object: %r", line[:500])
+    shown = error_body.mask(line.decode("utf-8", "replace"), server.secrets)[:500]
+    log.error("the model server sent a line that is not a JSON object: %r", shown)
     raise errors.malformed_response()

@@ -71,15 +71,19 @@ class ContextFit:
 
         Never waits long, whatever state the servers are in.
         """
+        await self.refresh()
+        models = [model for model in self.models if model.server == server]
+        named = [model for model in models if model.name == name]
+        return max(named or models, key=lambda model: model.context_length or 0, default=None)
+
+    async def refresh(self) -> None:
+        """List the models, but do not wait long for them."""
         loop = asyncio.get_running_loop()
         listing = loop.run_in_executor(None, self.catalog.models)
         try:
             self.models = await asyncio.wait_for(listing, CATALOG_WAIT) or self.models
         except asyncio.TimeoutError:
             log.warning("the models could not be listed within %d s", CATALOG_WAIT)
-        models = [model for model in self.models if model.server == server]
-        named = [model for model in models if model.name == name]
-        return max(named or models, key=lambda model: model.context_length or 0, default=None)
 
     @asynccontextmanager
     async def response(

@@ -109,7 +109,8 @@ class Dialect:
             self.renamed[name] = new_name
             return f"{name} is called {new_name}"
         self.omitted.add(name)
-        return f"{name} is left out"
+        unlimited = ", so MAX_TOKENS_LIMIT does not apply" if name in RENAMED.values() else ""
+        return f"{name} is left out{unlimited}"
 
 
 _dialects: dict[tuple[str, str], Dialect] = {}  # (URL of the server, name of the model)

@@ -65,13 +65,16 @@ def check(server: Server, timeout: float, name: str = "") -> None:
 
 def _models(http: requests.Session, server: Server, name: str, timeout: float) -> list[Model]:
     limits = (CONNECT_TIMEOUT, timeout)
-    problem = None
+    problem: errors.ModelError | None = None
     for base in dict.fromkeys((server.base, *server.bases)):
         try:
             entries = _entries(http, server, base, limits)
-        except (errors.Unreachable, errors.TimedOut, errors.KeyRejected):
-            raise
-        except errors.ModelError as error:
+        except errors.NotAList as error:
+            problem = problem or error
+            continue
+        except errors.Rejected as error:
+            if not name or isinstance(error, errors.KeyRejected):
+                raise
             problem = problem or error
             continue
         if entries is not None:

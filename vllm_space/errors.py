@@ -71,6 +71,10 @@ class Rejected(ModelError):
     status = 400
 
 
+class NotAList(ModelError):
+    """The response is not a list of models."""
+
+
 class KeyRejected(Rejected):
     """The server rejected the API key of this Space."""
 
@@ -153,8 +157,8 @@ def no_model_list(address: str, status: int) -> ModelError:
     )
 
 
-def not_a_model_list(address: str) -> ModelError:
-    return ModelError(
+def not_a_model_list(address: str) -> NotAList:
+    return NotAList(
         f"The response of {address} is not a list of models. "
         "Check that MODEL_URL points to an OpenAI-compatible server."
     )

@@ -32,7 +32,7 @@ from vllm_space import (
     errors,
     text_limit,
 )
-from vllm_space.api_answer import Wish
+from vllm_space.api_answer import AnswerForm
 from vllm_space.api_error import ApiError
 from vllm_space.api_paths import MODELS
 from vllm_space.api_relay import Relay
@@ -188,14 +188,14 @@ class Gateway:
         asked = str(parsed.fields["model"]) if "model" in changes else ""
         if asked:
             headers["accept-encoding"] = "identity"
-        wish = Wish(path, asked, parsed.streams) if asked or parsed.streams else None
+        form = AnswerForm(path, asked, parsed.streams) if asked or parsed.streams else None
         if "max_tokens_limit" in self.config.model_fields_set:
             changes |= parsed.changes_to_cap(self.config.max_tokens_limit)
         if changes:
             parsed = parsed.changed(changes)
             body = await limits.compute(parsed.length, parsed.encode)
         call = replace(call, server=server, body=body)
-        return await self.relay.answer(call, parsed, limits, send, wish)
+        return await self.relay.answer(call, parsed, limits, send, form)
 
     async def _find_base(self) -> None:
         """Find out where the API of a single server is, if its address allows for several places.
@@ -204,7 +204,7 @@ class Gateway:
         """
         server = self.catalog.servers[0]
         if len(server.bases) > 1 and not server.is_found:
-            await self.relay.context_fit.model(server, None)
+            await self.relay.context_fit.refresh()
 
     async def _serve_models(self, request: Request, limits: KeyLimits, send: Send) -> None:
         """Send the list of models, or one of them. Raises ApiError.

@@ -17,7 +17,10 @@ from vllm_space.server import Server
 from vllm_space.settings import Settings
 
 MAX_AGE = 1.0  # seconds for which a check of the servers is cached
-TIMEOUT = 3.0  # seconds that a request waits for a check
+# Seconds that a request waits for a check: at first, and at most if checks always take longer.
+# Monitors often give up after 5.
+TIMEOUT = 3.0
+MAX_TIMEOUT = 4.5
 # Seconds. A server that answered a check in the last PATIENCE seconds is taken as busy, not stuck.
 PATIENCE = 10.0
 
@@ -72,9 +75,8 @@ class Health:
         if check is None or check.done():
             check = self._checks[server] = asyncio.create_task(self._ask(server))
         silence = time.monotonic() - self._responded_at.get(server, -math.inf)
-        # A server that always takes longer gets that time, within PATIENCE.
         usual = 1.5 * self._took.get(server, 0.0)
-        await asyncio.wait([check], timeout=min(PATIENCE, max(TIMEOUT, usual)))
+        await asyncio.wait([check], timeout=min(MAX_TIMEOUT, max(TIMEOUT, usual)))
         problem = check.result() if check.done() else self._silence(server)
         if isinstance(problem, errors.TimedOut) and silence < PATIENCE:
             return None

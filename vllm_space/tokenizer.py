@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import requests
+
+from vllm_space import errors
 from vllm_space.client import Message, continuation
 from vllm_space.connection import CONNECT_TIMEOUT, session
 from vllm_space.server import Model, Server
@@ -56,6 +59,8 @@ def takes_images(model: Model) -> bool | None:
     /tokenize, and some do not look at what they tokenize, so they take what is no image as well.
     """
     status, result = _tokenize_image(model, TEST_IMAGE)
+    if status >= 500:  # it may be starting
+        raise errors.not_answering(model.server.label)
     if status != 200:
         return False if model.is_vllm and status in (400, 422) else None
     if not _count(result) or _tokenize_image(model, NO_IMAGE)[0] == 200:
@@ -73,7 +78,10 @@ def _tokenize(server: Server, body: dict[str, Any]) -> tuple[int, dict[str, Any]
     """POST /tokenize -> the HTTP status and the JSON object of the response, {} if it has none."""
     timeout = (CONNECT_TIMEOUT, TIMEOUT)
     with session(server) as http:
-        response = http.post(server.endpoint("/tokenize"), json=body, timeout=timeout)
+        try:
+            response = http.post(server.endpoint("/tokenize"), json=body, timeout=timeout)
+        except requests.exceptions.ReadTimeout:
+            raise errors.not_answering(server.label) from None
         try:
             value = response.json()
         except (ValueError, RecursionError):

@@ -16,7 +16,7 @@ from support.http_server import QuietHandler
 from support.http_server import serving as http_serving
 from support.programs import API_KEY
 from support.scripted_engine import Cut, ScriptedEngine, chat_event, chat_stream, event
-from vllm_space.api_answer import MAX_LINE, Wish
+from vllm_space.api_answer import MAX_LINE, AnswerForm
 
 LABEL = "shared (b)"
 ASKED = {"model": LABEL, "messages": [{"role": "user", "content": "Hi"}]}
@@ -110,10 +110,10 @@ def test_own_names_pass_byte_for_byte(url):
 def test_any_split_of_a_stream_is_renamed(cuts, ending):
     stream = b": note\n\nevent: x\n" + b"".join(chat_events("shared")) + b'data: {"model": "cut'
     stream = stream.replace(b"\n", ending)
-    wish = Wish(CHAT_PATH, LABEL, True)
+    form = AnswerForm(CHAT_PATH, LABEL, True)
     bounds = [0, *sorted(cuts), len(stream)]
     parts = [stream[start:end] for start, end in itertools.pairwise(bounds)]
-    renamed = b"".join(map(wish.part, parts)) + wish.end()
+    renamed = b"".join(map(form.part, parts)) + form.end()
     assert renamed == stream.replace(b'"model": "shared"', f'"model": "{LABEL}"'.encode())
 
 
@@ -129,16 +129,16 @@ def test_any_split_of_a_stream_is_renamed(cuts, ending):
     ],
 )
 def test_other_lines_stay_as_they_are(line):
-    wish = Wish(CHAT_PATH, LABEL, True)
-    assert wish.part(line + b"\n") == line + b"\n"
-    assert wish.part(line) + wish.end() == line
+    form = AnswerForm(CHAT_PATH, LABEL, True)
+    assert form.part(line + b"\n") == line + b"\n"
+    assert form.part(line) + form.end() == line
 
 
 def test_endless_lines_are_not_collected():
-    wish = Wish(CHAT_PATH, LABEL, True)
+    form = AnswerForm(CHAT_PATH, LABEL, True)
     line = b"x" * MAX_LINE
-    assert wish.part(line) == b""
-    assert wish.part(line) == line * 2
+    assert form.part(line) == b""
+    assert form.part(line) == line * 2
 
 
 # -- streams -------------------------------------------------------------------------------
