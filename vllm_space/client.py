@@ -16,7 +16,7 @@ import urllib3
 
 from vllm_space import chunks, dialect, error_body, errors
 from vllm_space.chunks import Chunk
-from vllm_space.connection import CONNECT_TIMEOUT, check_response, decoded, session
+from vllm_space.connection import CONNECT_TIMEOUT, check_response, decoded, failure, session
 from vllm_space.server import Model, Server
 
 log = logging.getLogger(__name__)
@@ -60,11 +60,11 @@ class Stream:
 
     def blocks(self) -> Iterator[bytes]:
         """POST the request and yield the body of the response in blocks, as they arrive."""
-        with session(self.model.server) as http, self._respond(http) as self._response:
-            check_response(self._response, self.model.server.secrets)
+        with session(self.model.server) as http, self._respond(http) as response:
+            check_response(response, self.model.server.secrets)
             # read1 returns after one read of the socket; iter_content would wait for a full block.
             try:
-                while block := self._response.raw.read1(READ_SIZE, decode_content=True):
+                while block := response.raw.read1(READ_SIZE, decode_content=True):
                     yield block
             except urllib3.exceptions.HTTPError:
                 if not self._closed:
@@ -77,9 +77,9 @@ class Stream:
         repeat what the visitor wrote.
         """
         server, known, changes = self.model.server, dialect.of(self.model), list[str]()
-        for _ in range(dialect.MAX_TRIES):
+        while True:
             body = known.apply(self.body)
-            response = http.post(
+            self._response = response = http.post(
                 server.endpoint(self.path),
                 json=body,
                 stream=True,
@@ -88,9 +88,10 @@ class Stream:
             )
             if response.ok or self._closed:
                 break
-            change = known.learn(body, response.status_code, decoded(response))
-            if not change:
-                break
+            error = decoded(response)
+            change = known.learn(body, response.status_code, error)
+            if not change or len(changes) == dialect.MAX_CHANGES:
+                raise failure(response, error, server.secrets)
             changes.append(change)
             response.close()
         if response.ok and changes:

@@ -5,6 +5,7 @@ Redirects are not followed: a POST would become a GET, and the API key could go 
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import socket
@@ -24,6 +25,7 @@ from vllm_space.server import ENDPOINT, Server
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5  # seconds
+ERROR_LIMIT = 256 * 2**10  # bytes of an error that are read
 PROBE_TIMEOUT = 2  # seconds to find out whether a server speaks TLS
 
 # OpenSSL's codes, X509_V_ERR_*: https://docs.openssl.org/master/man3/X509_STORE_CTX_get_error/
@@ -102,27 +104,41 @@ def check_response(
 
     `secrets` are masked in its message.
     """
+    if response.status_code >= 400:
+        raise failure(response, decoded(response), secrets, log_level)
+    if response.status_code >= 300:
+        raise redirected(response.url, response.headers.get("Location", ""))
+
+
+def failure(
+    response: requests.Response,
+    body: object,
+    secrets: Iterable[str],
+    log_level: int = logging.ERROR,
+) -> errors.ModelError:
+    """The error that a response reports; `body` is its decoded body."""
     status, url = response.status_code, response.url
-    if status < 300:
-        return
-    if status < 400:
-        raise redirected(url, response.headers.get("Location", ""))
-    body = decoded(response)
     shown = error_body.mask(str(body), secrets)[:500]
     log.log(log_level, "the model server returned HTTP %s: %s", status, shown)
-    if status == 400 and url.startswith("http:") and TLS_EXPECTED.search(response.text):
-        raise errors.speaks_tls(_origin(url))
     if status == 407 and (proxy := network.proxy_for(url)):
-        raise errors.proxy_needs_login(proxy.variable)
-    raise errors.from_response(status, body, secrets)
+        return errors.proxy_needs_login(proxy.variable)
+    return wrong_scheme(status, url, str(body)) or errors.from_response(status, body, secrets)
+
+
+def wrong_scheme(status: int, url: str, text: str) -> errors.ModelError | None:
+    """The error for what a port with TLS says to a request in plain http; None for all else."""
+    if status == 400 and url.startswith("http:") and TLS_EXPECTED.search(text):
+        return errors.speaks_tls(_origin(url))
+    return None
 
 
 def decoded(response: requests.Response) -> object:
-    """The body of a response: its JSON, or its text."""
+    """The JSON, or the text, of the first ERROR_LIMIT bytes of a response not yet read."""
+    body = next(response.iter_content(ERROR_LIMIT), b"")
     try:
-        return response.json()
+        return json.loads(body)
     except (ValueError, RecursionError):
-        return response.text
+        return body.decode("utf-8", "replace")
 
 
 def redirected(url: str, location: str) -> errors.ModelError:

@@ -123,8 +123,8 @@ class ContextFit:
         if prompt is None:
             prompt = prompt_in(message or "")
         if context and prompt is not None:
-            left = context - prompt
-            return parsed.changes_to_lower(left) if 1 <= left < parsed.requested_tokens else {}
+            left = max(context - prompt, 1)  # with 1, the engine says that the prompt is too long
+            return parsed.changes_to_lower(left) if left < parsed.requested_tokens else {}
         if parsed.path == "/v1/responses" and model and model.is_vllm:
             # Its prompts cannot be counted. vLLM then gives the answer the rest of the context.
             return dict.fromkeys(MAX_TOKENS_FIELDS[parsed.path])

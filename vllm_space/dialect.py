@@ -18,7 +18,7 @@ from vllm_space.server import Model
 
 log = logging.getLogger(__name__)
 
-MAX_TRIES = 12  # requests until an answer, each without one more field
+MAX_CHANGES = 12  # until an answer, each of which costs a request
 MESSAGE_LIMIT = 4000  # characters of an error that are read
 
 REQUIRED = {"model", "messages", "prompt", "stream"}

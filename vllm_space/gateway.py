@@ -232,7 +232,7 @@ class Gateway:
         listing = api_models.of_servers(models, self.relay.started_at)
         if not listing["data"] and problem:
             raise problem
-        if not models and (problems := self.catalog.problems()):
+        if not models and (problems := await run_in_threadpool(self.catalog.problems)):
             raise api_error.engine_unavailable(errors.Unreachable(" ".join(problems.values())))
         body = json.dumps(api_models.find(listing, name) if name else listing).encode()
         await api_relay.send_whole(send, 200, {"content-type": api_answer.JSON}, body)

@@ -35,6 +35,7 @@ DEMO_MODEL_NAME = "vllm-space-demo"
 DEFAULT_GPU_MODEL = "Qwen/Qwen3-4B-Instruct-2507"
 SHORTEST_MASKED = 6  # characters
 LOGIN_IN_URL = re.compile(r"(?<=:)//[^/@\s\"']+@")
+HUB_TOKEN = re.compile(r"\bhf_\w+")
 OLD_TOKEN = "HUGGING_FACE_HUB_TOKEN"  # the former name of HF_TOKEN
 
 Theme = Literal["default", "base", "citrus", "glass", "monochrome", "ocean", "origin", "soft"]
@@ -487,7 +488,7 @@ def _sentence(field: str, value: str, why: str) -> str:
     name = field.upper()
     if field in ADDRESSES:
         value = readers.hide_secrets(value)
-    shown = "" if name in SECRETS else f"={shorten(value)}"
+    shown = "" if name in SECRETS else f"={shorten(HUB_TOKEN.sub('***', value))}"
     return f"{name}{shown} is invalid{why}. Use {allowed(field)}."
 
 

@@ -45,7 +45,7 @@ class Server(ThreadingHTTPServer):
 def serving(handler: Any, port: int = 0) -> Iterator[Server]:
     """Serve on a port of 127.0.0.1; 0 picks a free one."""
     server = Server(("127.0.0.1", port), handler)
-    threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
     try:
         yield server
     finally:

@@ -137,7 +137,7 @@ def test_server_that_refuses_all_is_left_alone():
         pytest.raises(errors.Rejected, match="Unknown field model"),
     ):
         ask(engine)
-    assert len(engine.requests) <= dialect.MAX_TRIES
+    assert len(engine.requests) <= dialect.MAX_CHANGES
 
 
 def test_what_did_not_help_is_forgotten():

@@ -56,6 +56,12 @@ def served_model_name(model: str) -> str:
     return path.stem if path.suffix.lower() == ".gguf" else path.name
 
 
+def has_flag(config: Settings, flags: re.Pattern[str]) -> bool:
+    """Whether ENGINE_ARGS has one of these flags. vLLM takes them with underscores, too."""
+    words = (re.sub("^--[^=]*", lambda m: m[0].replace("_", "-"), w) for w in config.engine_args)
+    return bool(flags.search(" ".join(words)))
+
+
 def command_line(config: Settings, gpus: list[hardware.Gpu]) -> list[str]:
     """The engine's command line. It holds no secrets: any user of the machine can read it."""
     model = model_id(config, gpus)

@@ -46,7 +46,7 @@ def _fetch(config: Settings, model: str, say: Callable[[str], None]) -> None:
         return
     if command.is_local(model) or "://" in model:
         return
-    if OTHER_FILES.search(" ".join(config.engine_args)):
+    if command.has_flag(config, OTHER_FILES):
         return
     hub = HfApi(token=config.hf_token.get_secret_value() if config.hf_token else False)
     try:

@@ -68,7 +68,11 @@ def check(config: Settings, model: str, gpus: list[Gpu]) -> list[str]:
         weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
         warnings += _local(config, model)
         return warnings + list(_memory(config, model, weights, gpus))
-    if "://" in model or settings.models_are_elsewhere() or _has(config, OTHER_QUESTIONS):
+    if (
+        "://" in model
+        or settings.models_are_elsewhere()
+        or command.has_flag(config, OTHER_QUESTIONS)
+    ):
         return warnings
     info = _model_info(config, model)
     if info is None:
@@ -77,12 +81,6 @@ def check(config: Settings, model: str, gpus: list[Gpu]) -> list[str]:
     warnings += _kind(config, model, info)
     _check_disk(config, model, info)
     return warnings + list(_memory(config, model, _weight_bytes(info), gpus))
-
-
-def _has(config: Settings, flags: re.Pattern[str]) -> bool:
-    """Whether ENGINE_ARGS has one of these flags. vLLM takes them with underscores, too."""
-    words = (re.sub("^--[^=]*", lambda m: m[0].replace("_", "-"), w) for w in config.engine_args)
-    return bool(flags.search(" ".join(words)))
 
 
 def _local(config: Settings, model: str) -> Iterator[str]:
@@ -240,7 +238,7 @@ def _check_disk(config: Settings, model: str, info: Any) -> None:
 
     if try_to_load_from_cache(model, "config.json", revision=config.model_revision):
         return
-    if _has(config, NO_DOWNLOAD):
+    if command.has_flag(config, NO_DOWNLOAD):
         return
     folder = Path(constants.HF_HUB_CACHE)
     while not folder.exists():
@@ -272,7 +270,7 @@ def _memory(config: Settings, model: str, weights: int, gpus: list[Gpu]) -> Iter
         f"{model} has {needed:.1f} GiB of weights and {count} x {gpus[0].name} has {total:.1f} GiB "
         "of memory"
     )
-    saves_memory = config.quantization or _has(config, MEMORY_SAVING_FLAGS)
+    saves_memory = config.quantization or command.has_flag(config, MEMORY_SAVING_FLAGS)
     if needed > total and not saves_memory:
         raise EngineError(
             f"{comparison}: choose a smaller or quantized model, or bigger hardware.{on_spaces}"
