@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import re
+import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -140,7 +141,10 @@ class ContextFit:
             try:
                 counting = self.upstream.request(Call(call.server, "POST", path, headers, body))
                 async with await counting as response:
-                    result = json.loads(await read_head(response)) if response.ok else {}
+                    head = await read_head(response)
+                if response.status == 400 and errors.is_about_context(str(head)):
+                    return sys.maxsize  # vLLM does not count prompts that do not fit
+                result = json.loads(head) if response.ok else {}
             except (Busy, aiohttp.ClientError, asyncio.TimeoutError, ValueError, RecursionError):
                 return None
             if not isinstance(result, dict):
