@@ -62,7 +62,7 @@ def test_privileged_port_is_rejected(start):
         pytest.skip("on this machine every user may open port 80")
     running = start(80)
     assert running.process.wait(30) == 1
-    error = "ERROR: Port 80 on 127.0.0.1 cannot be used (Permission denied): set --port"
+    error = "ERROR: Port 80 needs root privileges: set --port"
     assert error in running.output
     assert "Traceback" not in running.output
 

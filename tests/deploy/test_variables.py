@@ -9,7 +9,8 @@ import shutil
 
 import pytest
 
-from support.programs import ROOT, TESTS, free_port
+from support import case_server
+from support.programs import ROOT, free_port
 
 INSTALL_NOTHING = """
 choose_environment() { echo "environment $1"; }
@@ -41,7 +42,7 @@ def decide(program, tmp_path):
 
 
 def case(name: str) -> bytes:
-    return (TESTS / "cases" / f"s14-{name}.env").read_bytes()
+    return case_server.data(f"s14-{name}.env")
 
 
 @pytest.mark.parametrize(

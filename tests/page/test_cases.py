@@ -28,7 +28,7 @@ from benchmark.browser import Visitor
 from playwright.sync_api import expect
 
 from support import coroutines
-from support.case_server import ANSWER, CASES, CaseServer, load
+from support.case_server import ANSWER, CASES, CaseServer, data, load
 from support.chromium import ANSWER as ANSWER_SELECTOR
 from support.chromium import ask
 from support.product import copy_product
@@ -127,7 +127,7 @@ class Spaces:
         product = self.folder / f"product-{name}"
         product.mkdir()
         copy_product(product)
-        (product / ".env").write_bytes((CASES / name).read_bytes())
+        (product / ".env").write_bytes(data(name))
         (self.folder / name).mkdir()
         env = {"TMPDIR": str(self.folder / name)}
         return self._run(name, env, command=["bash", str(product / "start.sh")], cwd=product)

@@ -26,6 +26,14 @@ NOT_FOUND = 404, {"detail": "Not Found"}
 ALTERNATE = {"error": {"message": "After the optional system message, roles must alternate."}}
 
 
+def data(file: str) -> bytes:
+    """The bytes of a file. UTF-16 is kept as hex: git would treat it as binary."""
+    path = CASES / file
+    return (
+        path.read_bytes() if path.exists() else bytes.fromhex((CASES / f"{file}.hex").read_text())
+    )
+
+
 def load(file: str) -> dict[str, Any]:
     """The fields of a `.json` file, or {"stream": bytes} for an `.sse` file."""
     path = CASES / file
