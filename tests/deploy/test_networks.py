@@ -77,9 +77,8 @@ def test_wrong_network_settings_exit_with_2(program, tmp_path, command, variable
 
 def test_untrusted_server_is_explained(program, tmp_path):
     port = free_port()
-    with serving(QuietHandler) as server:
-        server.socket = Authority(tmp_path).context().wrap_socket(server.socket, server_side=True)
-        url = f"https://127.0.0.1:{server.server_port}"
+    with serving(QuietHandler, tls=Authority(tmp_path).context()) as server:
+        url = server.url
         program([*APP, "--port", str(port)], MODEL_URL=url)
         page = f"http://127.0.0.1:{port}"
         health = wait_for(lambda: requests.get(f"{page}/healthz", timeout=9).json(), 60, page)

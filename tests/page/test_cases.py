@@ -29,12 +29,12 @@ from playwright.sync_api import expect
 
 from support import coroutines
 from support.case_server import ANSWER, CASES, CaseServer, data, load
+from support.certificates import self_signed
 from support.chromium import ANSWER as ANSWER_SELECTOR
 from support.chromium import ask
 from support.product import copy_product
 from support.programs import API_KEY, CLEAN, KEY, ROOT, Program, free_port, wait_for
 from support.scripted_hub import hub, model
-from support.tls import self_signed
 
 RIGHT = yaml.safe_load((CASES / "right.yaml").read_text(encoding="utf-8"))
 MANY = "all servers of answers and second_questions"  # one Space for all of them, with MODELS

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import ssl
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from support.http_server import QuietHandler, Server
+from support.http_server import QuietHandler, serving
 from support.scripted_engine import chat_stream
 
 CASES = Path(__file__).resolve().parent.parent / "cases"
@@ -59,18 +58,10 @@ class CaseServer:
     @contextmanager
     def running(self, tls: ssl.SSLContext | None = None) -> Iterator[CaseServer]:
         """Serve the case on a free port; with `tls`, on 127.0.0.2, which is loopback too."""
-        host = "127.0.0.2" if tls else "127.0.0.1"
-        server = Server((host, 0), _handler(self))
-        server.handle_error = lambda *_: None  # a client that has seen enough closes
-        if tls:
-            server.socket = tls.wrap_socket(server.socket, server_side=True)
-        self.url = f"{'https' if tls else 'http'}://{host}:{server.server_port}"
-        threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
-        try:
+        with serving(_handler(self), host="127.0.0.2" if tls else "127.0.0.1", tls=tls) as server:
+            server.handle_error = lambda *_: None  # a client that has seen enough closes
+            self.url = server.url
             yield self
-        finally:
-            server.shutdown()
-            server.server_close()
 
     @property
     def base(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,15 +37,22 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256  # the default backlog of 5 is too short for 64 visitors
 
+    scheme = "http"
+
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"{self.scheme}://{self.server_address[0]}:{self.server_port}"
 
 
 @contextmanager
-def serving(handler: Any, port: int = 0) -> Iterator[Server]:
-    """Serve on a port of 127.0.0.1; 0 picks a free one."""
-    server = Server(("127.0.0.1", port), handler)
+def serving(
+    handler: Any, port: int = 0, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+) -> Iterator[Server]:
+    """Serve on a port of a loopback address, perhaps with TLS; 0 picks a free one."""
+    server = Server((host, port), handler)
+    if tls:
+        server.scheme = "https"
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
     try:
         yield server

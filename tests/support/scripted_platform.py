@@ -6,8 +6,6 @@ an iframe. On a third one there is an empty page, for attacks.
 
 from __future__ import annotations
 
-import ssl
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import aiohttp
 from aiohttp import web
 
 from support.aiohttp_server import serving
+from support.certificates import self_signed
 
 SPACE_NAME = "me-my-space.hf.space"
 HUB_NAME = "huggingface.co"
@@ -51,17 +50,6 @@ class Platform:
     def url(self) -> str:
         """The Space's URL for programs that cannot resolve names under localhost."""
         return f"https://127.0.0.1:{self.port}"
-
-
-def certificate(folder: Path) -> ssl.SSLContext:
-    """A self-signed certificate."""
-    key, cert = folder / "key.pem", folder / "cert.pem"
-    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={SPACE_NAME}".split()
-    command += ["-keyout", str(key), "-out", str(cert)]
-    subprocess.run(command, check=True, capture_output=True)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(cert, key)
-    return context
 
 
 @contextmanager
@@ -117,5 +105,5 @@ def platform(folder: Path, space_port: int | None = None, prefix: str = "") -> I
     app = web.Application(client_max_size=2**28)
     app.router.add_route("*", "/{path:.*}", forward)
     app.cleanup_ctx.append(session)
-    with serving(app, certificate(folder)) as site.port:
+    with serving(app, self_signed(folder, SPACE_NAME)[1]) as site.port:
         yield site

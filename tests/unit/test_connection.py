@@ -48,8 +48,7 @@ class Answers(QuietHandler):
 
 @contextmanager
 def serving_tls(context: ssl.SSLContext) -> Iterator[Server]:
-    with serving(Answers) as running:
-        running.socket = context.wrap_socket(running.socket, server_side=True)
+    with serving(Answers, tls=context) as running:
         yield running
 
 
