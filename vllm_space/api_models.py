@@ -14,7 +14,6 @@ from typing import Any
 from vllm_space import errors, model_list
 from vllm_space.api_error import ApiError
 from vllm_space.server import Model, Server
-from vllm_space.settings import shorten
 
 # vLLM calls the model's folder `root`, and an adapter's base model `parent`.
 PATH_FIELDS = ("root", "parent")
@@ -62,9 +61,8 @@ def find(listing: Listing, name: str) -> dict[str, Any]:
     for entry in listing["data"]:
         if entry["id"] == name:
             return dict(entry)
-    names = ", ".join(entry["id"] for entry in listing["data"])
-    message = f"There is no model {shorten(name)!r}. Available models: {shorten(names, 500)}."
-    raise ApiError(404, message, "model_not_found")
+    problem = errors.unknown_model(name, (entry["id"] for entry in listing["data"]))
+    raise ApiError(404, str(problem), "model_not_found")
 
 
 def _listing(fields: Any, server: Server, created: int) -> Listing:

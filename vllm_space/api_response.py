@@ -30,8 +30,10 @@ def check(response: aiohttp.ClientResponse, head: bytes, path: str, secrets: Ite
     if 300 <= status < 400:
         location = response.headers.get("location", "")
         raise api_error.engine_unavailable(connection.redirected(str(response.url), location))
-    if wrong := connection.wrong_scheme(status, str(response.url), head.decode(errors="replace")):
-        raise api_error.engine_unavailable(wrong)
+    if status == 400:
+        text = head.decode(errors="replace")
+        if wrong := connection.wrong_scheme(str(response.url), text):
+            raise api_error.engine_unavailable(wrong)
     is_answer = 200 <= status < 300 or 400 <= status < 600
     if response.content_type == "text/html" or not is_answer:
         is_down = status in (502, 503)

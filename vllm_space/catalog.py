@@ -14,7 +14,6 @@ from vllm_space.settings import Settings
 
 log = logging.getLogger(__name__)
 
-MAX_LABELS = 10  # in a message
 # Seconds to wait for a server's list; loading the page waits for it.
 WAIT = 5.0
 WAIT_IF_KNOWN = 1.0  # if its models are known: the list has probably not changed
@@ -87,9 +86,7 @@ class Catalog:
         if model := _named(models, label) if label else next(iter(models), None):
             return model
         if models:
-            raise errors.Rejected(
-                f"There is no model {label!r}. Available models: {join_labels(models)}."
-            )
+            raise errors.unknown_model(str(label), (model.label for model in models))
         if self._problems:
             raise errors.Unreachable(next(iter(self._problems.values())))
         raise errors.no_server()
@@ -221,13 +218,6 @@ def _name(model_id: str) -> str:
     with suppress(ValueError):
         return readers.model(model_id)[0] if "://" in model_id else model_id
     return model_id
-
-
-def join_labels(models: list[Model]) -> str:
-    """Their labels, for a message; of many models only the first."""
-    labels = ", ".join(model.label for model in models[:MAX_LABELS])
-    more = len(models) - MAX_LABELS
-    return f"{labels} and {more} more" if more > 0 else labels
 
 
 def _named(models: list[Model], name: str) -> Model | None:

@@ -122,12 +122,14 @@ def failure(
     log.log(log_level, "the model server returned HTTP %s: %s", status, shown)
     if status == 407 and (proxy := network.proxy_for(url)):
         return errors.proxy_needs_login(proxy.variable)
-    return wrong_scheme(status, url, str(body)) or errors.from_response(status, body, secrets)
+    if status == 400 and (wrong := wrong_scheme(url, str(body))):
+        return wrong
+    return errors.from_response(status, body, secrets)
 
 
-def wrong_scheme(status: int, url: str, text: str) -> errors.ModelError | None:
-    """The error for what a port with TLS says to a request in plain http; None for all else."""
-    if status == 400 and url.startswith("http:") and TLS_EXPECTED.search(text):
+def wrong_scheme(url: str, text: str) -> errors.ModelError | None:
+    """The error if `text`, of a 400, is what a port with TLS says to a request in plain http."""
+    if url.startswith("http:") and TLS_EXPECTED.search(text):
         return errors.speaks_tls(_origin(url))
     return None
 

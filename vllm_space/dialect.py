@@ -96,7 +96,7 @@ class Dialect:
         is_about_value = VALUE.search(message) and not FIELD_CODE.search(message)
         if is_about_value or not REFUSAL.search(message):
             return ""
-        has_system = any(message["role"] == "system" for message in sent.get("messages", ()))
+        has_system = any(part["role"] == "system" for part in sent.get("messages", ()))
         if self.system_role and has_system and NO_SYSTEM_ROLE.search(message):
             self.system_role = False
             return "its system prompt is put into the first question"

@@ -81,7 +81,7 @@ def _models(http: requests.Session, server: Server, name: str, timeout: float) -
             break
     else:
         return [_without_list(http, server, name, limits, problem)]
-    found = [_model(server, entry) for entry in entries]
+    found = [Model(server, **vars(entry)) for entry in entries]
     if not found and not name:
         raise errors.no_models(server.label)
     return found or [Model(server, name)]
@@ -95,22 +95,24 @@ def _entries(
     Raises ModelError.
     """
     with _get(http, server.endpoint("/v1/models", base), limits) as response:
-        upgraded = _upgraded(response, base)
         if response.status_code in (404, 405):
             return None
+        upgraded = _upgraded(response, base)
         if not upgraded:
-            check_response(response, server.secrets, logging.DEBUG)  # Catalog logs it, once
-            entries = model_list.parse(_json(response), f"{base}/models", server.secrets)
-            server.found_at(base)
-            return entries
+            return _listed(response, server, base)
         target = urljoin(response.url, response.headers["Location"])
     if upgraded != server.base:
         log.warning("The model server redirects to %s: set MODEL_URL to that.", upgraded)
     with _get(http, target, limits) as response:
-        check_response(response, server.secrets, logging.DEBUG)
-        entries = model_list.parse(_json(response), f"{upgraded}/models", server.secrets)
-        server.found_at(upgraded)
-        return entries
+        return _listed(response, server, upgraded)
+
+
+def _listed(response: requests.Response, server: Server, base: str) -> list[Entry]:
+    """The list in a response, whose base becomes the server's. Raises ModelError."""
+    check_response(response, server.secrets, logging.DEBUG)  # Catalog logs it, once
+    entries = model_list.parse(_json(response), f"{base}/models", server.secrets)
+    server.found_at(base)
+    return entries
 
 
 def _get(http: requests.Session, url: str, limits: tuple[float, float]) -> requests.Response:
@@ -180,17 +182,6 @@ def _without_list(
     if chats:
         server.found_at(chats[0])
     return Model(server, name)
-
-
-def _model(server: Server, entry: Entry) -> Model:
-    return Model(
-        server,
-        entry.name,
-        context_length=entry.context_length,
-        is_vllm=entry.is_vllm,
-        chats=entry.chats,
-        takes_images=entry.takes_images,
-    )
 
 
 def _is_up(http: requests.Session, server: Server, timeout: float) -> bool:

@@ -34,6 +34,7 @@ ABOUT_KEY = re.compile(
     re.IGNORECASE,
 )
 HTML = re.compile(r"<(?:!doctype html|html|head|body)\b", re.IGNORECASE)
+MAX_NAMES = 10  # in a message
 RETRY = re.compile(r"try again|retry", re.IGNORECASE)
 # Phrases that a server repeats from the request; not an apostrophe, nor the name of a field.
 QUOTED = re.compile(r"""(?<!\w)'[^']*\s[^']*'(?!\w)|"[^"]*\s[^"]*"|`[^`]*\s[^`]*`""")
@@ -175,6 +176,22 @@ def no_models(label: str) -> Unreachable:
         f"{_server(label)} lists no models. Load one there, or set MODEL_ID to the name of one it "
         "has."
     )
+
+
+def some_of(names: Iterable[str]) -> str:
+    """Names of models for a message; of many only the first."""
+    names = list(names)
+    more = len(names) - MAX_NAMES
+    shown = _cut(", ".join(names[:MAX_NAMES]), 500)
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def unknown_model(name: str, known: Iterable[str]) -> Rejected:
+    return Rejected(f"There is no model {_cut(name, 80)!r}. Available models: {some_of(known)}.")
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def no_such_model(name: str, instead: str) -> str:

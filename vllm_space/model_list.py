@@ -45,7 +45,7 @@ KINDS = ("type", "task", "pipeline_tag", "model_type", "mode", "kind")
 
 @dataclass(frozen=True)
 class Entry:
-    """A model of a list. None means that the list does not say."""
+    """A model of a list, with the fields of server.Model. None: the list does not say."""
 
     name: str
     context_length: int | None = None  # tokens

@@ -6,11 +6,12 @@ Sends nothing; discovery.py asks the server which of its `bases` is right.
 from __future__ import annotations
 
 import base64
+import functools
 import re
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from vllm_space import hardware, readers
+from vllm_space import readers
 
 # Whole endpoints, as they are pasted from a curl command.
 ENDPOINT = re.compile(
@@ -80,12 +81,7 @@ class Server:
         query = "&".join(filter(None, (self.query, query)))
         return f"{url}?{query}" if query else url
 
-    @property
-    def is_local(self) -> bool:
-        """Whether it runs on this machine."""
-        return hardware.is_loopback(urlsplit(self.base).hostname)
-
-    @property
+    @functools.cached_property
     def secrets(self) -> tuple[str, ...]:
         """What must not be shown, though the server may repeat it."""
         in_query = readers.secrets_in_url(f"?{self.query}")

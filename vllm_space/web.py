@@ -23,6 +23,7 @@ from starlette.types import ASGIApp
 
 from vllm_space import (
     csp,
+    errors,
     forwarded,
     gradio_app,
     hardware,
@@ -33,7 +34,7 @@ from vllm_space import (
 )
 from vllm_space.auth import SignIn, SignInMiddleware
 from vllm_space.bodies import BodyMiddleware
-from vllm_space.catalog import Catalog, join_labels
+from vllm_space.catalog import Catalog
 from vllm_space.forwarded import ForwardedMiddleware
 from vllm_space.gateway import Gateway
 from vllm_space.generation import Generation
@@ -188,7 +189,7 @@ class Web:
             model = f"model {status.model}"
         elif models := self.catalog.models():
             headline = f"Ready at {urls}"
-            names = join_labels(models)
+            names = errors.some_of(model.label for model in models)
             source = ", from MODELS" if config.models else " (served at MODEL_URL)"
             model = f"{'model' if len(models) == 1 else 'models'} {names}{source}"
         elif self.catalog.servers:
