@@ -54,7 +54,12 @@ def check(server: Server, timeout: float, name: str = "") -> None:
         try:
             if not _is_up(http, server, timeout):
                 raise errors.unreachable(server.label)
-            found = _models(http, server, name, timeout)
+            try:
+                found = _models(http, server, name, timeout)
+            except errors.Failed:
+                if not server.is_found:
+                    raise
+                return  # a router that has just lost a replica fails some requests
             if model := next((model.name for model in found if model.is_vllm), None):
                 body = {"model": model, "prompt": "Hi"}
                 # Even an error shows that it responds.

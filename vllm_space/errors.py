@@ -80,6 +80,10 @@ class KeyRejected(Rejected):
     """The server rejected the API key of this Space."""
 
 
+class Failed(ModelError):
+    """The server failed to answer this request. It may well answer the next one."""
+
+
 class Interrupted(ModelError):
     """The response was cut off or is unusable. The text received so far is kept."""
 
@@ -454,7 +458,7 @@ def from_response(status: object, body: object, secrets: Iterable[str] = ()) -> 
         return Rejected(f"The model server rejected the request: {reason}")
     failed = f"failed (HTTP {number})" if number else "failed"
     advice = "" if RETRY.search(words) else " Try again; the server's log has the details."
-    return ModelError(f"The model server {failed}: {reason}{advice}")
+    return Failed(f"The model server {failed}: {reason}{advice}")
 
 
 def is_about_context(message: str) -> bool:

@@ -10,6 +10,7 @@ from contextlib import closing
 import httpx
 import pytest
 
+from support.http_server import QuietHandler, serving
 from support.programs import wait_for
 from support.scripted_engine import ScriptedEngine
 from vllm_space import health
@@ -189,3 +190,26 @@ def test_other_servers_need_no_tokenizer(stuck):
 def test_page_without_servers_says_so():
     with closing(Asked()) as asked:
         assert "No model is running" in asked.reason()
+
+
+def test_router_may_fail_some_requests():
+    """A router that has lost a replica fails some requests; /readiness says that others work."""
+    working = threading.Event()
+    working.set()
+
+    class Router(QuietHandler):
+        def do_GET(self) -> None:
+            if self.path == "/v1/models" and not working.is_set():
+                self.reply(500, "Request failed: error sending request")
+            elif self.path == "/v1/models":
+                self.reply(200, {"data": [{"id": "a", "object": "model"}]})
+            else:
+                self.reply(200, "")
+
+    with serving(Router) as router, closing(Asked(router.url)) as asked:
+        working.clear()
+        assert "Request failed" in asked.reason()  # it has never worked
+        working.set()
+        assert asked.get().status_code == 200
+        working.clear()
+        assert asked.get().status_code == 200
